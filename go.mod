@@ -1,0 +1,3 @@
+module github.com/lamina-vm/lamina
+
+go 1.26

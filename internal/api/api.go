@@ -1,0 +1,229 @@
+// Package api is what the daemon and its clients say to each other: JSON over
+// HTTP on a unix socket. It imports nothing heavy, as the command links it.
+//
+// Requests and answers are the types of this package. An answer other than
+// 2xx carries an [Error]. Operations that take time answer with a stream of
+// [Event] values, one JSON object a line (application/x-ndjson); the last one
+// has Done set, with the result or the error. Closing the connection before
+// that cancels the operation, unless it says otherwise.
+//
+//	GET    /v1/version                       Version
+//	GET    /v1/catalog                       []CatalogEntry
+//	POST   /v1/pull            PullRequest   events, result PullResult
+//	GET    /v1/templates                     []Template
+//	POST   /v1/templates       ImportRequest events, result Template
+//	GET    /v1/templates/{ref}               Template
+//	DELETE /v1/templates/{ref}               204
+//	GET    /v1/machines                      []Machine
+//	POST   /v1/machines        RunRequest    events, result Machine; the machine stays when the client goes
+//	POST   /v1/clones          CloneRequest  events, result []Machine
+//	GET    /v1/machines/{name}               Machine
+//	DELETE /v1/machines/{name}?force=1       204; a running machine needs force
+//	POST   /v1/machines/{name}/start  StartRequest  events, result Machine; stays
+//	POST   /v1/machines/{name}/stop   StopRequest   events, result Machine
+//	GET    /v1/machines/{name}/boot          events of the current boot from its first, then as they come, until login or problem
+//	GET    /v1/machines/{name}/log?follow=1&tail=N  the serial log as it is (text/plain)
+//	GET    /v1/machines/{name}/screen?format=text|png
+//	POST   /v1/machines/{name}/console       101 Upgrade: lamina-console, then the raw bytes of the serial port, both ways
+//	POST   /v1/shutdown                      204; ends the daemon, not the machines
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/guest/boot"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// Error codes that a client acts on.
+const (
+	CodeNotFound = "not-found"
+	CodeExists   = "exists"
+	CodeInUse    = "in-use" // a template with clones, a running machine
+	CodeInvalid  = "invalid"
+	CodeFailed   = "failed"
+	CodeBoot     = "boot-problem" // Problem is set
+)
+
+// Error is why something failed.
+type Error struct {
+	Code    string        `json:"code"`
+	Message string        `json:"message"`
+	Problem *boot.Problem `json:"problem,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Errorf makes an Error.
+func Errorf(code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// Event is one step of an operation.
+type Event struct {
+	// Step is what is being done: "download", "verify", "import", "overlay",
+	// "seed", "start", "boot". Text is a line for a person.
+	Step string `json:"step,omitempty"`
+	Text string `json:"text,omitempty"`
+	// Machine names the machine that the event is about.
+	Machine string `json:"machine,omitempty"`
+	// Current of Total bytes are done; Total 0 means not known.
+	Current int64 `json:"current,omitempty"`
+	Total   int64 `json:"total,omitempty"`
+	// Warning is something to tell once: no KVM, no data source.
+	Warning string      `json:"warning,omitempty"`
+	Boot    *boot.Event `json:"boot,omitempty"`
+
+	Done   bool            `json:"done,omitempty"`
+	Result json.RawMessage `json:"result,omitempty"`
+	Error  *Error          `json:"error,omitempty"`
+}
+
+// Version answers GET /v1/version.
+type Version struct {
+	Version string `json:"version"`
+	API     int    `json:"api"`
+	PID     int    `json:"pid"`
+}
+
+// CatalogEntry is an image that can be pulled by name.
+type CatalogEntry struct {
+	Name        string   `json:"name"` // "debian:12"
+	Aliases     []string `json:"aliases,omitempty"`
+	Description string   `json:"description"`
+	URL         string   `json:"url"`
+	ChecksumURL string   `json:"checksumURL"`
+	User        string   `json:"user"` // the image's default user
+	MinMemory   int64    `json:"minMemory"`
+}
+
+// PullRequest fetches an image into the cache: a catalog name, an http(s) or
+// file URL, or a path.
+type PullRequest struct {
+	Ref string `json:"ref"`
+	// Checksum, "sha256:HEX" or "sha512:HEX", is required to match if given.
+	Checksum string `json:"checksum,omitempty"`
+	Force    bool   `json:"force,omitempty"` // fetch again
+}
+
+// PullResult says where the image is.
+type PullResult struct {
+	Path     string `json:"path"`
+	Size     int64  `json:"size"`
+	SHA256   string `json:"sha256"`
+	Verified bool   `json:"verified"` // against a checksum from the publisher or the user
+	Cached   bool   `json:"cached"`   // nothing was fetched
+}
+
+// ImportRequest makes a template of an image.
+type ImportRequest struct {
+	Source string `json:"source"` // as PullRequest.Ref
+	Name   string `json:"name,omitempty"`
+	Format string `json:"format,omitempty"` // of a raw image that must not be probed
+	User   string `json:"user,omitempty"`   // default user recorded for its clones
+}
+
+// Template is an image that machines are made of.
+type Template struct {
+	Name        string    `json:"name"`
+	Digest      string    `json:"digest"` // SHA-256 of the stored image, hex
+	Source      string    `json:"source"`
+	VirtualSize int64     `json:"virtualSize"`
+	DiskSize    int64     `json:"diskSize"` // bytes allocated on the host
+	User        string    `json:"user,omitempty"`
+	CreatedAt   time.Time `json:"createdAt"`
+	Machines    []string  `json:"machines"` // that need it
+}
+
+// MachineConfig is what a person chooses for a machine.
+type MachineConfig struct {
+	CPUs     int          `json:"cpus,omitempty"`     // 0: 1
+	Memory   int64        `json:"memory,omitempty"`   // bytes; 0: 1 GiB
+	DiskSize int64        `json:"diskSize,omitempty"` // 0: the template's
+	Bus      vm.Bus       `json:"bus,omitempty"`
+	Cache    vm.Cache     `json:"cache,omitempty"`
+	Accel    vm.Accel     `json:"accel,omitempty"`
+	Machine  string       `json:"machine,omitempty"`
+	VNC      string       `json:"vnc,omitempty"`
+	Forwards []vm.Forward `json:"forwards,omitempty"`
+
+	Hostname string   `json:"hostname,omitempty"` // the machine's name if empty
+	User     string   `json:"user,omitempty"`
+	SSHKeys  []string `json:"sshKeys,omitempty"`
+	Password string   `json:"password,omitempty"`
+	UserData []byte   `json:"userData,omitempty"`
+	NoSeed   bool     `json:"noSeed,omitempty"`
+}
+
+// RunRequest imports an image, makes a machine of it and starts it.
+type RunRequest struct {
+	Image  string `json:"image"` // a template's name or digest, or as PullRequest.Ref
+	Format string `json:"format,omitempty"`
+	Name   string `json:"name,omitempty"` // made up from the image's if empty
+	MachineConfig
+	// NoWait ends the stream when the guest executes, not at login.
+	NoWait  bool          `json:"noWait,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"` // boot.Options.Timeout
+}
+
+// CloneRequest makes machines of a template.
+type CloneRequest struct {
+	Template string `json:"template"`
+	// Names may each be a pattern: "w-{01..10}".
+	Names []string `json:"names"`
+	MachineConfig
+	Start   bool          `json:"start,omitempty"`
+	NoWait  bool          `json:"noWait,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// StartRequest starts a stopped machine.
+type StartRequest struct {
+	NoWait  bool          `json:"noWait,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// StopRequest stops a machine: power button, and after Timeout (0: 60 s) or
+// at once with Force, power off.
+type StopRequest struct {
+	Force   bool          `json:"force,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// MachineState is what a person is told a machine does.
+type MachineState string
+
+const (
+	Defined  MachineState = "defined"  // made, never started
+	Starting MachineState = "starting" // on its way to login
+	Login    MachineState = "login"    // at its login prompt
+	Running  MachineState = "running"  // executes; the boot is not watched (any more)
+	Stuck    MachineState = "stuck"    // the boot stopped; Problem says why
+	Stopped  MachineState = "stopped"
+	Crashed  MachineState = "crashed"
+)
+
+// Machine is a machine as the daemon knows it.
+type Machine struct {
+	ID        string       `json:"id"`
+	Name      string       `json:"name"`
+	State     MachineState `json:"state"`
+	Template  string       `json:"template"` // name, or digest if it has none
+	Digest    string       `json:"digest"`   // of the template
+	CreatedAt time.Time    `json:"createdAt"`
+	Dir       string       `json:"dir"`
+	Spec      vm.Spec      `json:"spec"`
+	DiskSize  int64        `json:"diskSize"` // bytes that its own layer takes on the host
+
+	Run     *vm.RunInfo   `json:"run,omitempty"`        // while it runs
+	Memory  int64         `json:"memoryUsed,omitempty"` // proportional set size, bytes; while it runs
+	Stage   boot.Stage    `json:"stage"`
+	LoginIn time.Duration `json:"loginIn,omitempty"` // from start to the login prompt
+	Problem *boot.Problem `json:"problem,omitempty"`
+	Exit    *vm.Exit      `json:"exit,omitempty"` // how it ended last
+
+	SSHPort int    `json:"sshPort,omitempty"` // on 127.0.0.1, while it runs
+	User    string `json:"user,omitempty"`    // to log in as
+}

@@ -1,0 +1,23 @@
+// Package seed makes the NoCloud seed that tells a guest who it is: an ISO
+// 9660 volume named "cidata" with meta-data, user-data and network-config.
+package seed
+
+// Config is what the guest is told.
+type Config struct {
+	InstanceID string // required; a new one makes cloud-init run again
+	Hostname   string
+	// User is created with sudo rights, and gets the keys and the password.
+	// Empty means the image's own default user.
+	User string
+	// SSHKeys are lines of authorized_keys.
+	SSHKeys []string
+	// Password, if not empty, is the user's, in the clear; it is hashed
+	// before it is written.
+	Password string
+	// UserData is the user's own user-data (cloud-config, script, MIME
+	// multi-part). It is merged with what the fields above ask for and wins
+	// where both speak.
+	UserData []byte
+	// NetworkConfig replaces the default (DHCP on every card).
+	NetworkConfig []byte
+}

@@ -1,0 +1,105 @@
+// Package home holds every file name of Lamina's state: where a home lies and
+// what each file in it is called. Nothing else builds such a path.
+package home
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Env is the variable that puts everything in one folder.
+const Env = "LAMINA_HOME"
+
+// Home is the set of folders of one installation. Two homes never meet.
+type Home struct {
+	Data  string // templates, machines, database
+	Cache string // downloads, seeds that can be made again
+	Run   string // sockets, locks
+}
+
+// Find returns the home of this process: LAMINA_HOME, else the system folders
+// for root, else the XDG ones. It creates nothing.
+func Find() (Home, error) {
+	if h := os.Getenv(Env); h != "" {
+		abs, err := filepath.Abs(h)
+		if err != nil {
+			return Home{}, fmt.Errorf("%s=%s: %w", Env, h, err)
+		}
+		return At(abs), nil
+	}
+	if os.Geteuid() == 0 {
+		return Home{Data: "/var/lib/lamina", Cache: "/var/cache/lamina", Run: "/run/lamina"}, nil
+	}
+	data, err := xdg("XDG_DATA_HOME", ".local/share")
+	if err != nil {
+		return Home{}, err
+	}
+	cache, err := xdg("XDG_CACHE_HOME", ".cache")
+	if err != nil {
+		return Home{}, err
+	}
+	run := os.Getenv("XDG_RUNTIME_DIR")
+	if run == "" {
+		run = cache
+	}
+	return Home{Data: filepath.Join(data, "lamina"), Cache: filepath.Join(cache, "lamina"), Run: filepath.Join(run, "lamina")}, nil
+}
+
+// At returns the home in one folder.
+func At(dir string) Home {
+	return Home{Data: dir, Cache: filepath.Join(dir, "cache"), Run: filepath.Join(dir, "run")}
+}
+
+func xdg(env, fallback string) (string, error) {
+	if v := os.Getenv(env); filepath.IsAbs(v) {
+		return v, nil
+	}
+	h, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("no home directory: set HOME or %s: %w", Env, err)
+	}
+	return filepath.Join(h, fallback), nil
+}
+
+// The daemon's files.
+func (h Home) Socket() string    { return filepath.Join(h.Run, "laminad.sock") }
+func (h Home) Lock() string      { return filepath.Join(h.Run, "laminad.lock") }
+func (h Home) DaemonLog() string { return filepath.Join(h.Data, "laminad.log") }
+func (h Home) Database() string  { return filepath.Join(h.Data, "state.db") }
+
+// Downloads is the folder of fetched images.
+func (h Home) Downloads() string { return filepath.Join(h.Cache, "downloads") }
+
+// Templates is the folder of template images, each named by its digest.
+func (h Home) Templates() string { return filepath.Join(h.Data, "templates") }
+
+// TemplateDisk is the image of the template with the given SHA-256 in hex.
+func (h Home) TemplateDisk(digest string) string {
+	return filepath.Join(h.Templates(), digest+".qcow2")
+}
+
+// Machines is the folder of machine folders.
+func (h Home) Machines() string { return filepath.Join(h.Data, "machines") }
+
+// Machine is the folder of a machine, by its id (not its name, so that a
+// rename moves nothing and every path stays short enough for a socket).
+func (h Home) Machine(id string) string { return filepath.Join(h.Machines(), id) }
+
+// The files of a machine's folder.
+const (
+	DiskFile      = "disk.qcow2"
+	SeedFile      = "seed.iso"
+	SerialLogFile = "serial.log"
+	QEMULogFile   = "qemu.log"
+	KnownHosts    = "known_hosts"
+)
+
+// The runtime files of a machine's folder: gone when it is stopped.
+const (
+	PIDFile    = "qemu.pid"
+	RunFile    = "run.json" // vm.RunInfo and the spec that runs
+	QMPSocket  = "qmp.sock"
+	SerialSock = "serial.sock"
+	VNCSocket  = "vnc.sock"
+)

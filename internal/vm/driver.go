@@ -1,0 +1,94 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Sentinels of drivers.
+var (
+	// ErrNotRunning: the machine's process is gone.
+	ErrNotRunning = errors.New("machine is not running")
+	// ErrNoKVM: KVM was asked for and does not run this machine; the
+	// wrapping error says why.
+	ErrNoKVM = errors.New("KVM cannot run this machine")
+)
+
+// State is what a machine's process is doing.
+type State string
+
+const (
+	StateRunning State = "running"
+	StatePaused  State = "paused"
+	StateStopped State = "stopped" // shut down or powered off
+	StateCrashed State = "crashed" // QEMU ended, or stopped the guest, on an error
+)
+
+// Driver starts machines. vm/qemu is the one that needs nothing but a QEMU
+// binary.
+type Driver interface {
+	// Start runs the machine with its runtime files in dir (see package
+	// home for the names) and returns when the guest executes, or with the
+	// reason why it does not; then nothing is left running. The process
+	// does not depend on the caller's: it survives its end.
+	Start(ctx context.Context, spec Spec, dir string) (Machine, error)
+
+	// Adopt finds the machine that an earlier process started in dir.
+	// It returns ErrNotRunning where there is none, and cleans up what a
+	// dead one left behind (sockets, pid file).
+	Adopt(ctx context.Context, dir string) (Machine, error)
+}
+
+// Machine is a running machine. All methods are safe for concurrent use.
+type Machine interface {
+	// Info says how the machine runs. It does not change while it runs.
+	Info() RunInfo
+
+	// State asks what the guest does now.
+	State(ctx context.Context) (State, error)
+
+	// Wait blocks until the process has ended or ctx is done, and returns
+	// why it ended.
+	Wait(ctx context.Context) (Exit, error)
+
+	// Shutdown presses the power button and returns at once.
+	Shutdown(ctx context.Context) error
+
+	// Kill ends the process and returns when it is gone. The guest gets no
+	// warning; what it flushed is safe.
+	Kill(ctx context.Context) error
+
+	// ScreenText returns the lines of the VGA text screen, trailing blanks
+	// cut; nil where the screen is not in a text mode.
+	ScreenText(ctx context.Context) ([]string, error)
+
+	// ScreenPNG returns a picture of the screen as a PNG file.
+	ScreenPNG(ctx context.Context) ([]byte, error)
+
+	// SerialSocket and SerialLog are the paths of the serial port's unix
+	// socket (one client at a time) and of the log with its every byte.
+	SerialSocket() string
+	SerialLog() string
+
+	// Release lets go of the machine without ending it.
+	Release() error
+}
+
+// RunInfo says how a machine was started.
+type RunInfo struct {
+	PID       int       `json:"pid"`
+	StartedAt time.Time `json:"startedAt"`
+	Accel     Accel     `json:"accel"` // AccelKVM or AccelTCG
+	// AccelNote says why KVM was not used, "" where it was or was not asked.
+	AccelNote string    `json:"accelNote,omitempty"`
+	QEMU      string    `json:"qemu"` // version
+	Forwards  []Forward `json:"forwards"`
+	VNC       string    `json:"vnc,omitempty"` // unix socket path or host:port
+}
+
+// Exit says why a machine's process ended.
+type Exit struct {
+	State  State  `json:"state"`  // StateStopped or StateCrashed
+	Reason string `json:"reason"` // "guest shut down", "killed", QEMU's last words
+}
