@@ -21,3 +21,13 @@ type Config struct {
 	// NetworkConfig replaces the default (DHCP on every card).
 	NetworkConfig []byte
 }
+
+// Write makes the seed of c and puts it at path, whole or not at all: it is
+// written beside path and renamed.
+func Write(path string, c Config) error {
+	b, err := Build(c)
+	if err != nil {
+		return err
+	}
+	return writeFile(path, b)
+}
