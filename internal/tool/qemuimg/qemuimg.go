@@ -1,0 +1,148 @@
+// Package qemuimg is the work-alike of qemu-img: its verbs, options, output,
+// messages and exit statuses. What the verbs do is in package image; here are
+// only flags and text.
+package qemuimg
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
+// Compatible is the version of the stock tool whose behaviour is kept.
+const Compatible = "7.2.22"
+
+// Exit statuses. Check has more; see check.go.
+const (
+	exitOK     = 0
+	exitFailed = 1
+)
+
+// verb is one command of the tool.
+type verb struct {
+	name string
+	run  func(t *tool, args []string) int
+	// syntax is what help prints behind the name.
+	syntax string
+}
+
+// verbs are the commands, in the order of the help. It is a function so that
+// nothing is built when a program that links this package starts.
+func verbs() []verb {
+	return []verb{}
+}
+
+// later are the verbs of the stock tool that are not there yet.
+func later(name string) bool {
+	switch name {
+	case "amend", "bench", "bitmap", "commit", "compare", "dd", "measure", "rebase", "snapshot":
+		return true
+	}
+	return false
+}
+
+// tool is one run.
+type tool struct {
+	prog   string // for messages: "qemu-img", "lamina img"
+	stdin  io.Reader
+	out    *bufio.Writer
+	stderr io.Writer
+	outErr error // the first failed write to standard output
+}
+
+// Main runs the tool. prog is the program's name for messages ("qemu-img",
+// "lamina img"), args the words behind it. It returns the exit status.
+func Main(prog string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	t := &tool{prog: prog, stdin: stdin, out: bufio.NewWriter(stdout), stderr: stderr}
+	status := t.main(args)
+	t.flush()
+	if t.outErr != nil {
+		t.errorf("write to standard output: %v", t.outErr)
+		return max(status, exitFailed)
+	}
+	return status
+}
+
+func (t *tool) main(args []string) int {
+	p := getopt.New(append([]string{t.prog}, args...), "+:hVT:", []getopt.Long{
+		{Name: "help", Val: 'h'},
+		{Name: "version", Val: 'V'},
+		{Name: "trace", Arg: getopt.RequiredArgument, Val: 'T'},
+	})
+	for {
+		o, err := p.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return t.badOption(err)
+		}
+		switch o.Val {
+		case 'h':
+			return t.help()
+		case 'V':
+			t.printf("%s", versionText)
+			return exitOK
+		case 'T':
+			return t.exit("Tracing is not supported: run without --trace")
+		}
+	}
+	rest := p.Rest()
+	if len(rest) == 0 {
+		return t.exit("Not enough arguments")
+	}
+	for _, v := range verbs() {
+		if v.name == rest[0] {
+			return v.run(t, rest)
+		}
+	}
+	if later(rest[0]) {
+		return t.exit("Command not supported yet: %s", rest[0])
+	}
+	return t.exit("Command not found: %s", rest[0])
+}
+
+// printf writes to standard output, which is buffered until the tool ends.
+func (t *tool) printf(format string, args ...any) {
+	if _, err := fmt.Fprintf(t.out, format, args...); err != nil && t.outErr == nil {
+		t.outErr = err
+	}
+}
+
+// flush writes what printf holds.
+func (t *tool) flush() {
+	if err := t.out.Flush(); err != nil && t.outErr == nil {
+		t.outErr = err
+	}
+}
+
+// errorf reports an error or warning on standard error, behind the program's
+// name. What was printed before appears before it.
+func (t *tool) errorf(format string, args ...any) {
+	t.flush()
+	// Where standard error is gone there is nobody left to tell.
+	_, _ = fmt.Fprintf(t.stderr, t.prog+": "+format+"\n", args...)
+}
+
+// exit reports a command line that makes no sense, with the pointer to the help.
+func (t *tool) exit(format string, args ...any) int {
+	t.errorf(format, args...)
+	_, _ = fmt.Fprintf(t.stderr, "Try '%s --help' for more information\n", t.prog)
+	return exitFailed
+}
+
+// badOption reports an option that getopt could not make sense of, in the
+// words of qemu-img (which are not glibc's).
+func (t *tool) badOption(err error) int {
+	var bad *getopt.Error
+	switch {
+	case !errors.As(err, &bad):
+		return t.exit("%v", err)
+	case bad.Kind == getopt.MissingArgument:
+		return t.exit("missing argument for option '%s'", bad.Word)
+	}
+	return t.exit("unrecognized option '%s'", bad.Word)
+}
