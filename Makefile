@@ -1,0 +1,58 @@
+# Lamina: `make demo` runs the main job, `make test` everything that CI runs.
+# Both work on a fresh Debian machine with Go, as root or with sudo.
+
+GO       ?= go
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X github.com/lamina-vm/lamina/internal/api.BuildVersion=$(VERSION)
+GUESTS   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina-guests
+FUZZTIME ?= 10s
+
+export GOFLAGS ?= -buildvcs=false
+
+.PHONY: all deps build test check lint unit race boot fuzz bench demo install clean
+
+all: build
+
+## deps: install the Debian packages that the demo and the tests need
+deps:
+	@scripts/deps.sh
+
+## build: the two static binaries, and the qemu-img personality, in bin/
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lamina ./cmd/laminad
+	@ln -sf lamina bin/qemu-img
+
+## test: what CI runs: format, vet, lint, unit, interop, crash, race, short fuzz, boot
+test: deps build
+	@scripts/test.sh
+
+## lint: gofmt, go vet, staticcheck, errcheck, and the import rules of docs/architecture.md
+lint:
+	@scripts/lint.sh
+
+## unit: every test but the boots
+unit:
+	@scripts/test.sh unit
+
+## race: the same under the race detector
+race:
+	@scripts/test.sh race
+
+## boot: the tests that boot guests
+boot:
+	@scripts/test.sh boot
+
+## fuzz: every fuzz target for FUZZTIME each
+fuzz:
+	@FUZZTIME=$(FUZZTIME) scripts/test.sh fuzz
+
+## bench: side by side with the stock tools, in one run, as ratios
+bench: deps build
+	$(GO) run ./internal/bench -bin bin
+
+## demo: from an image to ten thin machines at their login prompt
+demo: deps build
+	@scripts/demo.sh
+
+clean:
+	rm -rf bin

@@ -1,0 +1,87 @@
+// Package lint holds the import rules between the rooms of the repository:
+// imports point down and never sideways between formats. Its test is the
+// linter; every rule carries its reason, which is printed with a finding.
+package lint
+
+import "strings"
+
+// module is the path that all rooms share.
+const module = "github.com/lamina-vm/lamina/"
+
+// rule forbids imports. Paths are relative to the module; a path that ends in
+// "/..." means the room and all below it.
+type rule struct {
+	from   string
+	except []string // rooms below from that the rule does not bind
+	deny   []string // our rooms, or full paths of others, that from may not import
+	allow  []string // what of deny is allowed all the same
+	// deep makes the rule hold for indirect imports too.
+	deep   bool
+	reason string
+}
+
+var rules = []rule{
+	{from: "block", deny: []string{"..."}, reason: "block is the contract below everything: it imports nothing of ours"},
+	{from: "protocol/...", deny: []string{"..."}, allow: []string{"block", "block/...", "protocol/..."},
+		reason: "a protocol gives bytes at offsets; it knows no format and nothing above"},
+	{from: "format", deny: []string{"..."}, allow: []string{"block"},
+		reason: "package format only says what a driver is"},
+	{from: "format/...", except: []string{"format", "format/all"}, deny: []string{"..."},
+		allow:  []string{"block", "block/...", "format"},
+		reason: "a format driver is handed its file and an opener; it never imports another format or a protocol"},
+	{from: "image/...", deny: []string{"internal/...", "nbd/...", "cmd/..."}, allow: []string{"internal/partition"},
+		reason: "image is a public library: it may not pull in machines, tools or the daemon"},
+	{from: "nbd/...", deny: []string{"..."}, allow: []string{"block", "block/...", "nbd/..."},
+		reason: "nbd speaks over block only"},
+	{from: "internal/tool/...", deny: []string{"internal/vm/...", "internal/guest/...", "internal/store/...", "internal/daemon/...", "internal/client/..."},
+		reason: "a work-alike is flags and text over the libraries; it runs without the daemon"},
+	{from: "internal/qmp", deny: []string{"..."}, allow: []string{"internal/qmp"},
+		reason: "the QMP client has no machine policy"},
+	{from: "internal/vm", deny: []string{"..."}, reason: "a machine's description is plain data"},
+	{from: "internal/vm/...", except: []string{"internal/vm/vmtest"}, deny: []string{"internal/guest/...", "internal/store/...", "internal/daemon/...", "internal/api"},
+		reason: "a machine driver does not know who asked for the machine"},
+	{from: "internal/guest/...", deny: []string{"internal/vm/...", "internal/store/...", "internal/daemon/...", "internal/api", "internal/qmp"},
+		reason: "what the guest is told and tells does not depend on who runs it"},
+	{from: "internal/store/...", deny: []string{"internal/daemon/...", "internal/client/...", "cmd/..."}, reason: "the store does not know the daemon"},
+	{from: "internal/daemon/...", deny: []string{"internal/client/...", "internal/tool/...", "cmd/..."}, reason: "the daemon serves clients and imports none"},
+	{from: "cmd/lamina", deep: true,
+		deny: []string{"modernc.org/sqlite", "gopkg.in/yaml.v3", "golang.org/x/crypto/ssh", "github.com/kdomanski/iso9660",
+			"internal/store", "internal/daemon", "internal/vm/qemu", "internal/guest/seed", "internal/catalog", "internal/qmp"},
+		reason: "the command starts in 2 ms: what is heavy is linked into laminad, never into lamina"},
+	{from: "...", except: []string{"internal/guestimage/...", "internal/vm/vmtest", "block/blocktest", "test/...", "internal/qemutest"},
+		deny:   []string{"internal/qemutest", "internal/guestimage", "testing", "test/..."},
+		reason: "the doors of the tests are for tests"},
+	{from: "...", deny: []string{"C"}, deep: false, reason: "no cgo: the binaries are static"},
+}
+
+// matches reports whether the room pkg (relative to the module, or a foreign
+// import path) is meant by pattern.
+func matches(pattern, pkg string, ours bool) bool {
+	if pattern == "..." {
+		return ours
+	}
+	if base, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return pkg == base || strings.HasPrefix(pkg, base+"/")
+	}
+	return pkg == pattern
+}
+
+func matchesAny(patterns []string, pkg string, ours bool) bool {
+	for _, p := range patterns {
+		if matches(p, pkg, ours) {
+			return true
+		}
+	}
+	return false
+}
+
+// binds reports whether the rule is for room pkg.
+func (r rule) binds(pkg string) bool {
+	return matches(r.from, pkg, true) && !matchesAny(r.except, pkg, true)
+}
+
+// forbids reports whether the rule's room may not import path.
+func (r rule) forbids(path string) bool {
+	pkg, ours := strings.CutPrefix(path, module)
+	return matchesAny(r.deny, pkg, ours) && !matchesAny(r.allow, pkg, ours)
+}

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs what the demo and the tests need from the distribution's packages.
+# Does nothing, quickly, where everything is there.
+set -euo pipefail
+
+packages=(
+  # what Lamina runs on
+  qemu-system-x86 seabios ipxe-qemu openssh-client
+  # the stock tools that the tests compare with
+  qemu-utils hyperfine
+  # the race detector's C library (the product itself uses no cgo)
+  gcc libc6-dev
+  # the test guests' builders
+  mmdebstrap busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk syslinux syslinux-common
+  # readers of what we write
+  genisoimage xorriso
+  # the tests' ordinary user
+  util-linux
+)
+
+missing=()
+for p in "${packages[@]}"; do
+  dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+sudo=
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || { echo "deps: run as root (or install sudo): apt-get install ${missing[*]}" >&2; exit 1; }
+  sudo=sudo
+fi
+command -v apt-get >/dev/null || { echo "deps: this is not a Debian machine; install the like of: ${missing[*]}" >&2; exit 1; }
+echo "deps: installing ${missing[*]}" >&2
+# The apt lists may be missing or old: refresh only when needed, as it takes a while.
+export DEBIAN_FRONTEND=noninteractive
+$sudo apt-get install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+  $sudo apt-get update -q
+  $sudo apt-get install -y --no-install-recommends "${missing[@]}"
+}

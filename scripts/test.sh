@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs the test suites: all (what CI runs), or the ones named.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The tests that start guests are apart, as they need the cores to themselves.
+boot_packages='./test/...'
+
+others() { go list ./... | grep -v '/lamina/test/'; }
+
+step() { printf '\n== %s (%s)\n' "$1" "$(date -u +%T)"; }
+
+# Runs go test; no test may skip that .ci/may-skip does not list.
+run() { go test -json "$@" | go run ./internal/testreport .ci/may-skip; }
+
+unit() { step unit; run -timeout 15m $(others); }
+
+# What runs concurrently on purpose. The rest has no goroutines of its own.
+race() {
+  step race
+  CGO_ENABLED=1 run -race -timeout 15m ./block/... ./protocol/... ./image/... ./internal/daemon/... ./internal/qmp/... ./internal/guest/boot/... ./internal/catalog/...
+  CGO_ENABLED=1 run -race -timeout 15m -run 'Concurren|Race|Conformance' ./format/...
+}
+
+boot() { step boot; run -timeout 20m -p 1 $boot_packages; }
+
+fuzz() {
+  step fuzz
+  for pkg in $(go list ./...); do
+    dir=${pkg#github.com/lamina-vm/lamina/}
+    for target in $(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$dir"/*_test.go 2>/dev/null | sed 's/func //'); do
+      go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" -parallel 2 "./$dir"
+    done
+  done
+}
+
+if [ $# -gt 0 ]; then
+  for s in "$@"; do "$s"; done
+  exit
+fi
+step lint; scripts/lint.sh
+unit
+race
+fuzz
+boot
