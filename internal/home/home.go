@@ -65,8 +65,13 @@ func xdg(env, fallback string) (string, error) {
 // The daemon's files.
 func (h Home) Socket() string    { return filepath.Join(h.Run, "laminad.sock") }
 func (h Home) Lock() string      { return filepath.Join(h.Run, "laminad.lock") }
+func (h Home) StartLock() string { return filepath.Join(h.Run, "start.lock") }
 func (h Home) DaemonLog() string { return filepath.Join(h.Data, "laminad.log") }
 func (h Home) Database() string  { return filepath.Join(h.Data, "state.db") }
+
+// Key is the private SSH key of this home, which its machines let in; the
+// public one lies beside it with ".pub" behind the name.
+func (h Home) Key() string { return filepath.Join(h.Data, "id_ed25519") }
 
 // Downloads is the folder of fetched images.
 func (h Home) Downloads() string { return filepath.Join(h.Cache, "downloads") }
