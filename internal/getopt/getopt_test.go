@@ -65,6 +65,7 @@ func TestAgainstGlibc(t *testing.T) {
 			args[j] = words[rnd.IntN(len(words))]
 		}
 		cmd := exec.Command(tool, append([]string{"-o", shorts, "-l", long, "--"}, args...)...)
+		cmd.Args[0] = "getopt"
 		cmd.Env = []string{"LC_ALL=C"}
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -83,7 +84,7 @@ func TestAgainstGlibc(t *testing.T) {
 			t.Fatalf("%d: %q:\n got %q\nwant %q", i, args, messages, wantMessages)
 		}
 		want := strings.TrimSuffix(stdout.String(), "\n")
-		if g, w := got[strings.Index(got, " --"):], want[strings.LastIndex(" "+want, " -- "):]; runErr == nil && strings.TrimSpace(g) != strings.TrimSpace(w) {
+		if g, w := got[strings.Index(got, " --"):], want[strings.LastIndex(want+" ", " -- "):]; runErr == nil && strings.TrimSpace(g) != strings.TrimSpace(w) {
 			t.Fatalf("%d: %q: operands\n got %s\nwant %s", i, args, g, w)
 		}
 	}
