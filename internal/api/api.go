@@ -14,6 +14,7 @@
 //	POST   /v1/templates       ImportRequest events, result Template
 //	GET    /v1/templates/{ref}               Template
 //	DELETE /v1/templates/{ref}               204
+//	POST   /v1/templates/{ref}/verify        events, result Template; CodeFailed if the image is not what was imported
 //	GET    /v1/machines                      []Machine
 //	POST   /v1/machines        RunRequest    events, result Machine; the machine stays when the client goes
 //	POST   /v1/clones          CloneRequest  events, result []Machine
