@@ -1,0 +1,247 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// NewMachine says what to make.
+type NewMachine struct {
+	Name   string
+	User   string
+	Config api.MachineConfig // Password and UserData are not kept
+	// Spec is complete but for the paths of Disks[0], the machine's own
+	// layer, and Disks[1], the seed if there is one.
+	Spec vm.Spec
+	// Size is the virtual size of its disk; 0 means the template's.
+	Size int64
+	// Seed returns the content of the seed image. nil means no seed.
+	Seed func() ([]byte, error)
+}
+
+// Making a machine is file work with a few waits for the disk in between:
+// more at once than there are processors, but not a number that grows.
+const makersAtOnce = 8
+
+// Above this many machines their files are made durable by one syncfs instead
+// of four fsyncs each. syncfs also waits for what other programs have written
+// to the file system, which a single machine should not have to.
+const syncEach = 4
+
+// CreateMachines makes machines of a template: all of them, or none. They are
+// on stable storage when it returns. made, if not nil, is called with each
+// name as its files are there, one call at a time.
+func (s *Store) CreateMachines(ctx context.Context, template api.Template, list []NewMachine, made func(name string)) ([]Machine, error) {
+	if err := s.Intact(ctx, template.Digest); err != nil {
+		return nil, err
+	}
+	machines, err := s.reserve(ctx, template, list)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, len(machines))
+	for i, m := range machines {
+		ids[i] = m.ID
+	}
+	if err := s.makeMachines(ctx, template, machines, list, made); err != nil {
+		// What cannot be undone now is undone at the next start.
+		return nil, errors.Join(err, s.removeMachines(context.WithoutCancel(ctx), ids))
+	}
+	return machines, nil
+}
+
+// reserve commits the machines' rows as creating.
+func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMachine) ([]Machine, error) {
+	machines := make([]Machine, 0, len(list))
+	now := time.Now()
+	name := template.Name
+	if name == "" {
+		name = template.Digest
+	}
+	for i := range list {
+		n := &list[i]
+		if n.Size == 0 {
+			n.Size = template.VirtualSize
+		}
+		if n.Size < template.VirtualSize {
+			return nil, fmt.Errorf("%w: machine %s: a disk of %d bytes is smaller than its template %s with %d", ErrInvalid, n.Name, n.Size, name, template.VirtualSize)
+		}
+		id := make([]byte, 6)
+		_, _ = rand.Read(id) // never fails
+		m := Machine{ID: hex.EncodeToString(id), Name: n.Name, Digest: template.Digest, Template: name,
+			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec}
+		m.Config.Password, m.Config.UserData = "", nil
+		s.place(&m)
+		machines = append(machines, m)
+	}
+	err := transact(ctx, s.db, func(tx *sql.Tx) error {
+		taken, err := tx.PrepareContext(ctx, `SELECT count(*) FROM machines WHERE name = ?`)
+		if err != nil {
+			return err
+		}
+		defer taken.Close()
+		insert, err := tx.PrepareContext(ctx, `INSERT INTO machines (`+machineColumns+`, state) VALUES (?,?,?,?,?,?,?,?,?,'creating')`)
+		if err != nil {
+			return err
+		}
+		defer insert.Close()
+		var clash []string
+		for _, m := range machines {
+			var n int
+			if err := taken.QueryRowContext(ctx, m.Name).Scan(&n); err != nil {
+				return err
+			}
+			if n > 0 {
+				clash = append(clash, m.Name)
+				continue
+			}
+			config, err1 := json.Marshal(m.Config)
+			spec, err2 := json.Marshal(m.Spec)
+			last, err3 := json.Marshal(m.Last)
+			if err := errors.Join(err1, err2, err3); err != nil {
+				return err
+			}
+			_, err = insert.ExecContext(ctx, m.ID, m.Name, m.Digest, m.Template, m.User, m.CreatedAt.UnixNano(),
+				string(config), string(spec), string(last))
+			if err != nil {
+				return err
+			}
+		}
+		if len(clash) > 0 {
+			return fmt.Errorf("machine %s %w: choose another name or remove it", listed(clash), ErrExists)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("new machine: %w", err)
+	}
+	return machines, nil
+}
+
+// makeMachines makes the files of reserved machines, several at a time, brings
+// them to stable storage, and commits the rows as ready.
+func (s *Store) makeMachines(ctx context.Context, template api.Template, machines []Machine, list []NewMachine, made func(string)) error {
+	var (
+		next  atomic.Int64
+		group sync.WaitGroup
+		mu    sync.Mutex // guards first and calls of made
+		first error
+	)
+	s.step("machine files")
+	for range min(makersAtOnce, len(machines)) {
+		group.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(machines) {
+					return
+				}
+				err := ctx.Err()
+				if err == nil {
+					err = s.makeMachine(ctx, template, machines[i], list[i], len(machines) <= syncEach)
+				}
+				mu.Lock()
+				if err != nil {
+					if first == nil {
+						first = fmt.Errorf("machine %s: %w", machines[i].Name, err)
+					}
+					next.Store(int64(len(machines)))
+				} else if made != nil {
+					made(machines[i].Name)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	group.Wait()
+	if first != nil {
+		return first
+	}
+	s.step("machine files synced")
+	sync := syncPath
+	if len(machines) > syncEach {
+		sync = syncFileSystem
+	}
+	if err := sync(s.home.Machines()); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	s.step("machine rows ready")
+	return s.commitMachines(context.WithoutCancel(ctx), machines)
+}
+
+func (s *Store) commitMachines(ctx context.Context, machines []Machine) error {
+	err := transact(ctx, s.db, func(tx *sql.Tx) error {
+		ready, err := tx.PrepareContext(ctx, `UPDATE machines SET state = 'ready' WHERE id = ?`)
+		if err != nil {
+			return err
+		}
+		defer ready.Close()
+		for _, m := range machines {
+			if _, err := ready.ExecContext(ctx, m.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	s.step("machine rows committed")
+	return nil
+}
+
+// makeMachine makes the folder and files of one machine.
+func (s *Store) makeMachine(ctx context.Context, template api.Template, m Machine, n NewMachine, durable bool) error {
+	dir := s.home.Machine(m.ID)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	s.step("machine disk")
+	disk := filepath.Join(dir, home.DiskFile)
+	// Relative, so that a home can be moved as a whole.
+	backing, err := filepath.Rel(dir, s.home.TemplateDisk(template.Digest))
+	if err != nil {
+		return err
+	}
+	if err := s.images.Overlay(ctx, disk, backing, n.Size); err != nil {
+		return err
+	}
+	if err := os.Chmod(disk, 0o600); err != nil {
+		return err
+	}
+	files := []string{disk}
+	if n.Seed != nil {
+		s.step("machine seed")
+		content, err := n.Seed()
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(dir, home.SeedFile)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			return err
+		}
+		files = append(files, path)
+	}
+	if !durable {
+		return nil // the caller's syncfs covers all machines at once
+	}
+	for _, f := range append(files, dir) {
+		if err := syncPath(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,183 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/guest/boot"
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// Machine is a machine as the store keeps it.
+type Machine struct {
+	ID        string // names its folder
+	Name      string
+	Digest    string // of its template
+	Template  string // the name that it was asked for by
+	User      string // to log in as
+	CreatedAt time.Time
+	Config    api.MachineConfig // without Password and UserData
+	Spec      vm.Spec           // Disks[0] is its own layer, Disks[1] the seed if it has one
+	Last      Last
+}
+
+// Last is what is known of a machine's last run.
+type Last struct {
+	// Started is true from just before the machine is started for the first
+	// time, Running while it is meant to run: after a restart such a
+	// machine is looked for.
+	Started bool          `json:"started,omitempty"`
+	Running bool          `json:"running,omitempty"`
+	Exit    *vm.Exit      `json:"exit,omitempty"`
+	Stage   boot.Stage    `json:"stage"`
+	LoginIn time.Duration `json:"loginIn,omitempty"`
+	Problem *boot.Problem `json:"problem,omitempty"`
+}
+
+const machineColumns = `id, name, digest, template, user, created_at, config, spec, last`
+
+// Machines lists all machines by name.
+func (s *Store) Machines(ctx context.Context) ([]Machine, error) {
+	list, err := all(ctx, s.db, s.scanMachine, `SELECT `+machineColumns+` FROM machines WHERE state = 'ready' ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("state database: %w", err)
+	}
+	return list, nil
+}
+
+// Machine returns the machine with this name or id.
+func (s *Store) Machine(ctx context.Context, ref string) (Machine, error) {
+	row := s.db.QueryRowContext(ctx, `SELECT `+machineColumns+` FROM machines
+		WHERE state = 'ready' AND (name = ?1 OR id = ?1) ORDER BY name <> ?1 LIMIT 1`, ref)
+	m, err := s.scanMachine(row)
+	if errors.Is(err, sql.ErrNoRows) {
+		return m, fmt.Errorf("machine %q: %w", ref, ErrNotFound)
+	}
+	if err != nil {
+		return m, fmt.Errorf("state database: %w", err)
+	}
+	return m, nil
+}
+
+// Taken says whether a machine has the name, also one that is being made or
+// removed.
+func (s *Store) Taken(ctx context.Context, name string) (bool, error) {
+	var n int
+	if err := s.db.QueryRowContext(ctx, `SELECT count(*) FROM machines WHERE name = ?`, name).Scan(&n); err != nil {
+		return false, fmt.Errorf("state database: %w", err)
+	}
+	return n > 0, nil
+}
+
+func (s *Store) scanMachine(r scanner) (m Machine, err error) {
+	var created int64
+	var config, spec, last []byte
+	err = r.Scan(&m.ID, &m.Name, &m.Digest, &m.Template, &m.User, &created, &config, &spec, &last)
+	if err != nil {
+		return m, err
+	}
+	m.CreatedAt = time.Unix(0, created)
+	err = errors.Join(json.Unmarshal(config, &m.Config), json.Unmarshal(spec, &m.Spec), json.Unmarshal(last, &m.Last))
+	if err != nil {
+		return m, fmt.Errorf("machine %s: %w", m.Name, err)
+	}
+	s.place(&m)
+	return m, nil
+}
+
+// place puts the paths of the machine's own disks into its spec. They follow
+// from the home, so that a home can be moved.
+func (s *Store) place(m *Machine) {
+	dir := s.home.Machine(m.ID)
+	for i, name := range []string{home.DiskFile, home.SeedFile} {
+		if i < len(m.Spec.Disks) {
+			m.Spec.Disks[i].Path = filepath.Join(dir, name)
+		}
+	}
+}
+
+// Dir is the machine's folder.
+func (s *Store) Dir(id string) string { return s.home.Machine(id) }
+
+// DiskSize returns the bytes that the machine's own layer takes on the host.
+func (s *Store) DiskSize(id string) int64 {
+	return allocated(filepath.Join(s.Dir(id), home.DiskFile))
+}
+
+// SetLast records what is known of a machine's last run. It is on stable
+// storage when SetLast returns.
+func (s *Store) SetLast(ctx context.Context, id string, last Last) error {
+	b, err := json.Marshal(last)
+	if err != nil {
+		return err
+	}
+	_, err = s.db.ExecContext(ctx, `UPDATE machines SET last = ? WHERE id = ?`, string(b), id)
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	return nil
+}
+
+// RemoveMachine removes a machine, which must not run, with everything that
+// it has. Once begun it ends, also when ctx does.
+func (s *Store) RemoveMachine(ctx context.Context, id string) error {
+	if _, err := s.Machine(ctx, id); err != nil {
+		return err
+	}
+	return s.removeMachines(context.WithoutCancel(ctx), []string{id})
+}
+
+// removeMachines commits the intent and carries it out.
+func (s *Store) removeMachines(ctx context.Context, ids []string) error {
+	err := transact(ctx, s.db, func(tx *sql.Tx) error {
+		for _, id := range ids {
+			if _, err := tx.ExecContext(ctx, `UPDATE machines SET state = 'removing' WHERE id = ?`, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	s.step("machine rows removing")
+	return s.dropMachines(ctx, ids)
+}
+
+// dropMachines removes the folders and then the rows of machines whose state
+// is not ready. The journal row goes last: what is left after a crash is
+// found by it.
+func (s *Store) dropMachines(ctx context.Context, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	for _, id := range ids {
+		s.step("machine folder removed")
+		if err := s.removeMachineFolder(id); err != nil {
+			return err
+		}
+	}
+	if err := syncPath(s.home.Machines()); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	s.step("machine rows removed")
+	err := transact(ctx, s.db, func(tx *sql.Tx) error {
+		for _, id := range ids {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM machines WHERE id = ? AND state <> 'ready'`, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	return nil
+}

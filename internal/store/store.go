@@ -1,0 +1,144 @@
+// Package store keeps templates and machines on disk, and the state database
+// that says what of it is real.
+//
+// # What survives what
+//
+// The database is the truth and the journal in one: a row in the state
+// "creating" or "removing" is an intent. Files are made or removed only while
+// such a row stands, and a row becomes "ready" only after its files are on
+// stable storage:
+//
+//	create: commit the row as creating; make the files; sync them and their
+//	        folders; commit the row as ready
+//	remove: commit the row as removing; remove the files; sync the folder;
+//	        delete the row
+//
+// So a process that is killed, or a host that loses power, at any instant
+// leaves either nothing, or a row that [Open] undoes (creating) or finishes
+// (removing). SQLite runs with a write-ahead log that is synced at each commit.
+// A file that no row names is never removed, except the store's own temporary
+// files: with a database lost or restored from an old copy, the disks of
+// machines are worth more than the space. [Open] reports such files.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/lamina-vm/lamina/internal/home"
+)
+
+// Sentinels. The wrapping errors name the template or machine and the remedy.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrExists   = errors.New("exists already")
+	ErrInUse    = errors.New("in use")
+	ErrInvalid  = errors.New("not valid")
+	// ErrChanged: a template's file is not what was imported.
+	ErrChanged = errors.New("template was changed behind the store's back")
+)
+
+// Store is the templates and machines of one home. One process at a time may
+// have it open (the daemon holds home.Lock). Its methods are safe for
+// concurrent use.
+type Store struct {
+	home   home.Home
+	db     *sql.DB
+	log    *slog.Logger
+	images Images
+
+	// sources serialises imports of the same file, so that the second one
+	// finds what the first one made.
+	sources keyed
+	// publish is held from the look whether a digest is known to the commit
+	// that makes it so, and while a template is removed.
+	publish sync.Mutex
+
+	// hook is called before each step that changes anything on disk; the
+	// crash tests end the process in it.
+	hook func(step string)
+}
+
+// Options are the choices of Open.
+type Options struct {
+	Log    *slog.Logger // nil discards
+	Images Images       // nil means package image
+}
+
+// Open opens the store of h, makes what is missing, and undoes or finishes
+// what an earlier process left half done.
+func Open(ctx context.Context, h home.Home, o Options) (*Store, error) {
+	return open(ctx, h, o, nil)
+}
+
+func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{h.Data, h.Templates(), h.Machines()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("store: %w", err)
+		}
+	}
+	db, err := openDatabase(ctx, h.Database())
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{home: h, db: db, log: o.Log, images: o.Images, hook: hook}
+	if err := s.recover(ctx); err != nil {
+		_ = db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close closes the database. No other method may run or be called after it.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Home is the home that the store lies in.
+func (s *Store) Home() home.Home { return s.home }
+
+func (s *Store) step(name string) {
+	if s.hook != nil {
+		s.hook(name)
+	}
+}
+
+// keyed is a set of locks by name.
+type keyed struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+// lock waits for the lock of key, or for ctx.
+func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error) {
+	for {
+		k.mu.Lock()
+		if k.held == nil {
+			k.held = make(map[string]chan struct{})
+		}
+		busy, taken := k.held[key]
+		if !taken {
+			done := make(chan struct{})
+			k.held[key] = done
+			k.mu.Unlock()
+			return func() {
+				k.mu.Lock()
+				delete(k.held, key)
+				k.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		k.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
