@@ -76,6 +76,10 @@ func (h Home) Key() string { return filepath.Join(h.Data, "id_ed25519") }
 // Downloads is the folder of fetched images.
 func (h Home) Downloads() string { return filepath.Join(h.Cache, "downloads") }
 
+// KVMFile, in the cache folder, remembers whether KVM runs machines on this
+// host since it was booted.
+const KVMFile = "kvm.json"
+
 // Templates is the folder of template images, each named by its digest.
 func (h Home) Templates() string { return filepath.Join(h.Data, "templates") }
 
@@ -96,6 +100,7 @@ const (
 	DiskFile      = "disk.qcow2"
 	SeedFile      = "seed.iso"
 	SerialLogFile = "serial.log"
+	SerialLogOld  = "serial.log.1" // of the start before
 	QEMULogFile   = "qemu.log"
 	KnownHosts    = "known_hosts"
 )
@@ -107,4 +112,7 @@ const (
 	QMPSocket  = "qmp.sock"
 	SerialSock = "serial.sock"
 	VNCSocket  = "vnc.sock"
+	// ScreenFiles is the pattern (os.CreateTemp, path.Match) of a picture of
+	// the screen on its way from QEMU to the one who asked for it.
+	ScreenFiles = "screen-*.ppm"
 )
