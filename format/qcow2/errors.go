@@ -1,0 +1,28 @@
+package qcow2
+
+import (
+	"fmt"
+
+	"github.com/lamina-vm/lamina/block"
+)
+
+// stockError is an error whose text is what stock QEMU prints for the same
+// cause, so that it is found in manuals and search engines; the sentinel that
+// it matches is not part of the text.
+type stockError struct {
+	text     string
+	sentinel error
+}
+
+func (e *stockError) Error() string { return e.text }
+func (e *stockError) Unwrap() error { return e.sentinel }
+
+// corruptf returns an error with stock's wording that matches block.ErrCorrupt.
+func corruptf(format string, args ...any) error {
+	return &stockError{fmt.Sprintf(format, args...), block.ErrCorrupt}
+}
+
+// unsupportedf is corruptf for block.ErrUnsupported.
+func unsupportedf(format string, args ...any) error {
+	return &stockError{fmt.Sprintf(format, args...), block.ErrUnsupported}
+}
