@@ -20,6 +20,10 @@ type Config struct {
 	UserData []byte
 	// NetworkConfig replaces the default (DHCP on every card).
 	NetworkConfig []byte
+	// MACs are the hardware addresses of the machine's cards. They are needed
+	// for DHCP on more than one: without them, and with just one, the choice
+	// is left to cloud-init, which takes the first card.
+	MACs []string
 }
 
 // Write makes the seed of c and puts it at path, whole or not at all: it is
