@@ -1,0 +1,55 @@
+package qcow2
+
+import (
+	"context"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+)
+
+// Driver is the format driver.
+type Driver struct{}
+
+var _ format.Driver = Driver{}
+
+// Name implements [format.Driver].
+func (Driver) Name() string { return "qcow2" }
+
+// Probe implements [format.Driver].
+func (Driver) Probe(prefix []byte, _ string) int {
+	if isQcow2(prefix) {
+		return 100
+	}
+	return 0
+}
+
+// Open implements [format.Driver]. The node is an [*Image].
+func (Driver) Open(ctx context.Context, file block.Node, opts format.OpenOptions) (block.Node, error) {
+	img, err := open(ctx, file, opts)
+	if err != nil {
+		return nil, err
+	}
+	return img, nil
+}
+
+// Create implements [format.Driver].
+func (Driver) Create(ctx context.Context, file block.Node, size int64, opts format.CreateOptions) error {
+	return create(ctx, file, size, opts)
+}
+
+// Options implements [format.Driver]. What stock QEMU has beyond it
+// (encryption, external data files, extended L2 entries) is refused by Create
+// with an error that names it.
+func (Driver) Options() []format.Option {
+	return []format.Option{
+		{Name: "backing_file", Type: format.TypeString, Help: "File name of a base image"},
+		{Name: "backing_fmt", Type: format.TypeString, Help: "Image format of the base image"},
+		{Name: "cluster_size", Type: format.TypeSize, Help: "qcow2 cluster size", Default: "65536"},
+		{Name: "compat", Type: format.TypeString, Help: "Compatibility level (v2 [0.10] or v3 [1.1])", Amendable: true},
+		{Name: "compression_type", Type: format.TypeString, Help: "Compression method used for image cluster compression"},
+		{Name: "lazy_refcounts", Type: format.TypeBool, Help: "Postpone refcount updates", Default: "off", Amendable: true},
+		{Name: "preallocation", Type: format.TypeString, Help: "Preallocation mode (allowed values: off, metadata, falloc, full)"},
+		{Name: "refcount_bits", Type: format.TypeNumber, Help: "Width of a reference count entry in bits", Default: "16", Amendable: true},
+		{Name: "size", Type: format.TypeSize, Help: "Virtual disk size", Amendable: true},
+	}
+}

@@ -1,0 +1,204 @@
+package qcow2
+
+import (
+	"fmt"
+	"iter"
+	"sync"
+
+	"github.com/lamina-vm/lamina/block"
+)
+
+// Extents implements [block.Node]. Ranges that the image does not hold are the
+// backing file's, one layer deeper.
+func (img *Image) Extents(off, n int64) iter.Seq2[block.Extent, error] {
+	return func(yield func(block.Extent, error) bool) {
+		err := error(nil)
+		if img.closed.Load() {
+			err = block.ErrClosed
+		} else {
+			err = block.CheckRange(off, n, img.Size())
+		}
+		if err != nil {
+			yield(block.Extent{}, img.fail("map", err))
+			return
+		}
+		m := extentMerger{yield: yield}
+		if err := img.extents(&m, off, n); err != nil {
+			if !m.stopped {
+				m.flush()
+			}
+			if !m.stopped {
+				yield(block.Extent{}, img.fail("map", err))
+			}
+			return
+		}
+		m.flush()
+	}
+}
+
+// extentMerger joins extents that are one before it hands them on.
+type extentMerger struct {
+	yield   func(block.Extent, error) bool
+	last    block.Extent // Length 0: none
+	stopped bool
+}
+
+// add takes the next extent and reports whether to go on.
+func (m *extentMerger) add(e block.Extent) bool {
+	if m.last.Length > 0 && e.Follows(m.last) {
+		m.last.Length += e.Length
+		return true
+	}
+	m.flush()
+	m.last = e
+	return !m.stopped
+}
+
+func (m *extentMerger) flush() {
+	if m.last.Length > 0 && !m.stopped {
+		m.stopped = !m.yield(m.last, nil)
+	}
+	m.last = block.Extent{}
+}
+
+// extents adds the extents of [off, off+n) to m until it stops.
+func (img *Image) extents(m *extentMerger, off, n int64) error {
+	holes := holeCursor{file: img.file}
+	recurse := img.preallocated()
+	for end := off + n; off < end && !m.stopped; {
+		r, err := img.lookup(off, end-off)
+		if err != nil {
+			return fmt.Errorf("guest offset %#x: %w", off, err)
+		}
+		e := block.Extent{Start: off, Length: r.length, HostOffset: block.NoHostOffset}
+		switch r.kind {
+		case clusterUnallocated:
+			if err := img.backingExtents(m, off, r.length); err != nil {
+				return err
+			}
+			off += r.length
+			continue
+		case clusterZeroPlain:
+			e.Kind = block.Zero
+		case clusterZeroAlloc:
+			e.Kind, e.HostOffset = block.Zero, int64(r.host)
+		case clusterCompressed:
+			e.Kind = block.Compressed
+		case clusterData:
+			e.Kind, e.HostOffset = block.Data, int64(r.host)
+			if recurse {
+				e.Length, e.ReadsZero = holes.at(int64(r.host), r.length)
+			}
+		}
+		m.add(e)
+		off += e.Length
+	}
+	return nil
+}
+
+// backingExtents adds the backing file's extents of a range that the image
+// does not hold; behind its end there is nothing.
+func (img *Image) backingExtents(m *extentMerger, off, n int64) error {
+	depth := 0
+	if img.backing != nil {
+		in := min(max(img.backing.Size()-off, 0), n)
+		if in > 0 {
+			for e, err := range img.backing.Extents(off, in) {
+				if err != nil {
+					return err
+				}
+				e.Depth++
+				if !m.add(e) {
+					return nil
+				}
+			}
+		}
+		off, n = off+in, n-in
+	}
+	if n > 0 {
+		m.add(block.Extent{Start: off, Length: n, Kind: block.Unallocated, Depth: depth, HostOffset: block.NoHostOffset})
+	}
+	return nil
+}
+
+// holeCursor tells holes of the image file from data, for host offsets that
+// mostly ascend: it asks once for each extent of the file.
+type holeCursor struct {
+	file block.Node
+	last block.Extent
+}
+
+// at returns how much of [off, off+n) is alike and whether it is a hole.
+func (c *holeCursor) at(off, n int64) (int64, bool) {
+	if off < c.last.Start || off >= c.last.End() {
+		size := c.file.Size()
+		if off >= size {
+			return n, true
+		}
+		c.last = block.Extent{Start: off, Length: size - off, Kind: block.Data}
+		for e, err := range c.file.Extents(off, size-off) {
+			if err == nil {
+				c.last = e
+			}
+			break
+		}
+	}
+	return min(n, c.last.End()-off), c.last.IsZero()
+}
+
+// preallocProbe remembers whether the image file looks preallocated.
+type preallocProbe struct {
+	once sync.Once
+	yes  bool
+}
+
+// preallocated reports whether more clusters are in use than the file has
+// blocks for, so that data clusters are worth a look for holes. The rule is
+// stock QEMU's, so that map says the same.
+func (img *Image) preallocated() bool {
+	img.prealloc.once.Do(func() {
+		var stored int64
+		if d, ok := block.As[block.DiskSizer](img.file); ok {
+			n, err := d.DiskSize()
+			if err != nil {
+				return
+			}
+			stored = n
+		} else {
+			return
+		}
+		clusters := img.g.cluster(stored)
+		img.prealloc.yes = img.usesAtLeast(max(clusters*10/9, clusters+2))
+	})
+	return img.prealloc.yes
+}
+
+// usesAtLeast reports whether at least n clusters of the file are in use.
+func (img *Image) usesAtLeast(n int64) bool {
+	end := ceilDiv(img.file.Size(), img.g.clusterSize())
+	if n > end {
+		return false
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	if img.refs.table == nil && img.readRefTable() != nil {
+		return false
+	}
+	used := int64(0)
+	for i := int64(0); i < end && used < n; {
+		b, err := img.refBlockAt(i >> img.g.refBlockBits())
+		if err != nil {
+			return false
+		}
+		next := min((i>>img.g.refBlockBits()+1)<<img.g.refBlockBits(), end)
+		if b != nil {
+			for k := i; k < next; k++ {
+				if getRefcount(b.data, img.g.refcountOrder, k&(img.g.refBlockEntries()-1)) != 0 {
+					used++
+				}
+			}
+		}
+		i = next
+	}
+	return used >= n
+}

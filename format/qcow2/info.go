@@ -1,0 +1,47 @@
+package qcow2
+
+import (
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+)
+
+// ImageInfo implements [format.Informer]. The fields and their order are those
+// of stock `qemu-img info`.
+func (img *Image) ImageInfo() (format.Info, error) {
+	if img.closed.Load() {
+		return format.Info{}, img.fail("info", block.ErrClosed)
+	}
+	img.mu.RLock()
+	defer img.mu.RUnlock()
+	h := &img.hdr
+	info := format.Info{
+		Format:        "qcow2",
+		ClusterSize:   img.g.clusterSize(),
+		Dirty:         h.incompat&incompatDirty != 0,
+		BackingFile:   img.backingFile,
+		BackingFormat: img.backingFormat,
+	}
+	compression := "zlib"
+	if h.compressionType == compressionZstd {
+		compression = "zstd"
+	}
+	field := func(name, key string, v any) {
+		info.Specific = append(info.Specific, format.InfoField{Name: name, Key: key, Value: v})
+	}
+	if h.version < 3 {
+		field("compat", "compat", "0.10")
+		field("compression type", "compression-type", compression)
+		field("refcount bits", "refcount-bits", int64(img.g.refcountBits()))
+	} else {
+		field("compat", "compat", "1.1")
+		field("compression type", "compression-type", compression)
+		field("lazy refcounts", "lazy-refcounts", h.compat&compatLazyRefcounts != 0)
+		field("refcount bits", "refcount-bits", int64(img.g.refcountBits()))
+		field("corrupt", "corrupt", h.incompat&incompatCorrupt != 0)
+		field("extended l2", "extended-l2", false)
+	}
+	for _, s := range img.snapshots {
+		info.Snapshots = append(info.Snapshots, s.info(img.Size()))
+	}
+	return info, nil
+}

@@ -1,0 +1,119 @@
+package qcow2
+
+// run is what one stretch of the disk is in this image alone. All clusters of
+// a run are of one kind; those with a host offset lie one behind the other in
+// the file.
+type run struct {
+	kind   clusterKind
+	length int64      // bytes from the offset asked for, at least 1
+	host   hostOffset // of the offset asked for; for compressed clusters unused
+	copied bool       // data and allocated zeros: may be changed in place
+	entry  l2Entry    // of the first cluster
+}
+
+// lookup says what the disk is at off, for at most n bytes; both lie in the
+// disk. Everything that needs to know (read, extents, write, zero, discard)
+// asks here. A compressed run is one cluster.
+func (img *Image) lookup(off, n int64) (run, error) {
+	img.mu.RLock()
+	r, ok, err := img.classify(off, n, img.cachedSlice)
+	img.mu.RUnlock()
+	if ok || err != nil {
+		return r, err
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return img.lookupLocked(off, n)
+}
+
+// lookupLocked is lookup for a caller that holds mu exclusively.
+func (img *Image) lookupLocked(off, n int64) (run, error) {
+	if _, err := img.loadedSlice(off); err != nil {
+		return run{}, err
+	}
+	r, _, err := img.classify(off, n, img.cachedSlice)
+	return r, err
+}
+
+// loadedSlice makes sure that the slice for off, if there is one, is cached.
+func (img *Image) loadedSlice(off int64) (*l2Slice, error) {
+	e := img.l1[img.g.l1Index(guestOffset(off))]
+	if err := e.check(img.g); err != nil {
+		return nil, err
+	}
+	if e.l2Table() == 0 {
+		return nil, nil
+	}
+	in, _ := img.g.sliceAt(guestOffset(off))
+	return img.loadSlice(e.l2Table() + in)
+}
+
+// cachedSlice returns a slice if it is cached.
+func (img *Image) cachedSlice(host hostOffset) *l2Slice { return img.l2.get(host) }
+
+// classify finds the run at off from what is cached; ok is false where the
+// first slice is not. The caller holds mu.
+func (img *Image) classify(off, n int64, cached func(hostOffset) *l2Slice) (r run, ok bool, err error) {
+	g := img.g
+	for r.length < n {
+		pos := off + r.length
+		l1 := img.l1[g.l1Index(guestOffset(pos))]
+		if err := l1.check(g); err != nil {
+			if r.length > 0 {
+				return r, true, nil
+			}
+			return run{}, false, err
+		}
+		if l1.l2Table() == 0 {
+			if r.length > 0 && r.kind != clusterUnallocated {
+				return r, true, nil
+			}
+			r.kind = clusterUnallocated
+			r.length += min(n-r.length, g.l2Span()-pos&(g.l2Span()-1))
+			continue
+		}
+		in, index := g.sliceAt(guestOffset(pos))
+		s := cached(l1.l2Table() + in)
+		if s == nil {
+			return r, r.length > 0, nil
+		}
+		more, err := img.extend(&r, s.entries[index:], pos, n)
+		if err != nil || !more {
+			return r, err == nil, err
+		}
+	}
+	return r, true, nil
+}
+
+// extend adds clusters of entries, which begin with the one of guest offset
+// pos, to r as long as they continue it. It reports whether all did; the error
+// is only for a run that would be empty.
+func (img *Image) extend(r *run, entries []l2Entry, pos, n int64) (bool, error) {
+	g := img.g
+	for _, e := range entries {
+		if r.length >= n {
+			return true, nil
+		}
+		kind := e.kind()
+		in := g.inCluster(pos)
+		host := hostOffset(0)
+		if kind == clusterData || kind == clusterZeroAlloc {
+			host = e.host() + hostOffset(in)
+		}
+		if err := e.check(g, img.version); err != nil {
+			if r.length > 0 {
+				return false, nil
+			}
+			return false, corruptf("guest offset %#x: %v", pos, err)
+		}
+		if r.length == 0 {
+			*r = run{kind: kind, host: host, copied: e.copied(), entry: e}
+		} else if kind != r.kind || kind == clusterCompressed || e.copied() != r.copied || (host != 0 && host != r.host+hostOffset(r.length)) {
+			return false, nil
+		}
+		step := min(g.clusterSize()-in, n-r.length)
+		r.length += step
+		pos += step
+	}
+	return true, nil
+}

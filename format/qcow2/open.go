@@ -1,0 +1,240 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+)
+
+// headBytes is how much of the file is read first: header, extensions and
+// backing file name as stock QEMU writes them fit.
+const headBytes = 4096
+
+// open opens the image in file. See [format.Driver].
+func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image, error) {
+	img := &Image{file: file, name: opts.Filename, unsafe: opts.Unsafe}
+	if img.name == "" {
+		img.name = "qcow2 image"
+	}
+	if opts.Writable {
+		w, ok := file.(block.Writer)
+		if !ok {
+			return nil, img.fail("open", fmt.Errorf("its file cannot be written: %w", block.ErrReadOnly))
+		}
+		img.wr = w
+	}
+	size := file.Size()
+	if err := img.readHead(size, opts); err != nil {
+		return nil, err
+	}
+	if opts.Untrusted && img.backingFile != "" {
+		return nil, &stockError{fmt.Sprintf("the image names a backing file, %q, which an image from outside may not", img.backingFile), block.ErrUntrusted}
+	}
+	img.openEnd = img.g.roundUp(size)
+	img.fileEnd = img.openEnd
+	img.l2 = newL2Cache(img.g)
+	if err := img.readTables(opts); err != nil {
+		return nil, err
+	}
+	if img.wr != nil {
+		img.noteMetadata()
+	}
+	if err := img.openBacking(ctx, opts); err != nil {
+		return nil, err
+	}
+	if img.wr != nil && img.hdr.incompat&incompatDirty != 0 && !opts.ForCheck {
+		if err := img.repairDirty(); err != nil {
+			if img.backing != nil {
+				_ = img.backing.Close()
+			}
+			return nil, fmt.Errorf("could not repair dirty image: %w", err)
+		}
+	}
+	return img, nil
+}
+
+// readHead reads and checks header, extensions and backing file name.
+func (img *Image) readHead(fileSize int64, opts format.OpenOptions) error {
+	b, err := readUpTo(img.file, min(fileSize, headBytes))
+	if err != nil {
+		return err
+	}
+	h, err := decodeHeader(b)
+	if err != nil && len(b) == headBytes && isQcow2(b) {
+		// A header longer than what was read.
+		if b, err = readUpTo(img.file, min(fileSize, 1<<maxClusterBits)); err != nil {
+			return err
+		}
+		h, err = decodeHeader(b)
+	}
+	if err != nil {
+		return err
+	}
+	end := min(int64(1)<<h.clusterBits, fileSize)
+	if h.backingOffset != 0 {
+		end = min(end, int64(min(h.backingOffset, 1<<maxClusterBits)))
+	}
+	if need := min(end+maxBackingName, fileSize); need > int64(len(b)) && moreExtensions(b, int(h.headerLength), end) {
+		if b, err = readUpTo(img.file, need); err != nil {
+			return err
+		}
+	}
+	img.exts, err = decodeExtensions(b[:min(end, int64(len(b)))], int(h.headerLength))
+	if err != nil && !opts.ForCheck {
+		return err
+	}
+	names, _ := findExtension(img.exts, extFeatureNames)
+	if err := h.validate(fileSize, decodeFeatureNames(names), opts.ForCheck); err != nil {
+		return err
+	}
+	if img.wr != nil && h.incompat&incompatCorrupt != 0 && !opts.ForCheck {
+		return corruptf("qcow2: Image is corrupt; cannot be opened read/write")
+	}
+	img.hdr, img.version, img.g = *h, h.version, h.geometry()
+	img.size.Store(int64(h.size))
+	if f, ok := findExtension(img.exts, extBackingFormat); ok {
+		img.backingFormat = string(f)
+	}
+	if h.backingOffset == 0 || h.backingSize == 0 {
+		return nil
+	}
+	name := make([]byte, h.backingSize)
+	if _, err := img.file.ReadAt(name, int64(h.backingOffset)); err != nil {
+		return fmt.Errorf("Could not read backing file name: %w", endIsCorrupt(err))
+	}
+	img.backingFile = string(name)
+	return nil
+}
+
+// moreExtensions reports whether the extensions go on behind b, which ends
+// before end.
+func moreExtensions(b []byte, start int, end int64) bool {
+	if int64(len(b)) >= end {
+		return true // only the backing file name lies behind
+	}
+	pos := int64(start)
+	for pos+8 <= int64(len(b)) {
+		e := b[pos:]
+		if e[0]|e[1]|e[2]|e[3] == 0 {
+			return false
+		}
+		n := int64(e[4])<<24 | int64(e[5])<<16 | int64(e[6])<<8 | int64(e[7])
+		pos += 8 + (n+7)&^7
+	}
+	return true
+}
+
+// readTables reads the L1 table, the snapshot table and, for writing, the
+// refcount table.
+func (img *Image) readTables(opts format.OpenOptions) error {
+	b := make([]byte, int64(img.hdr.l1Size)*8)
+	if err := readPadded(img.file, b, int64(img.hdr.l1Offset)); err != nil {
+		return fmt.Errorf("Could not read L1 table: %w", err)
+	}
+	img.l1 = decodeL1(b)
+	if err := img.readSnapshots(); err != nil && !opts.ForCheck {
+		return err
+	}
+	if img.wr == nil {
+		return nil
+	}
+	return img.readRefTable()
+}
+
+// readRefTable reads the refcount table.
+func (img *Image) readRefTable() error {
+	b := make([]byte, int64(img.hdr.refTableClusters)<<img.g.clusterBits)
+	if err := readPadded(img.file, b, int64(img.hdr.refTableOffset)); err != nil {
+		return fmt.Errorf("Could not read reference count table: %w", err)
+	}
+	img.refs = newRefcounts(decodeRefTable(b), img.g)
+	return nil
+}
+
+// readSnapshots reads the snapshot table, whose length only its entries tell.
+func (img *Image) readSnapshots() error {
+	count := int(img.hdr.snapshotCount)
+	if count == 0 {
+		return nil
+	}
+	rest := min(img.file.Size()-int64(img.hdr.snapshotsOffset), maxSnapshotBytes)
+	for n := int64(64 << 10); ; n *= 4 {
+		n = max(min(n, rest), 0)
+		b := make([]byte, n)
+		if err := readPadded(img.file, b, int64(img.hdr.snapshotsOffset)); err != nil {
+			return fmt.Errorf("Could not read snapshots: %w", err)
+		}
+		s, _, err := decodeSnapshots(b, count, img.g)
+		if err == nil {
+			img.snapshots = s
+			return nil
+		}
+		if n == rest {
+			return err
+		}
+	}
+}
+
+// noteMetadata collects the clusters that hold metadata, which no guest data
+// may be written to. Entries that point nowhere are left out: using them is an
+// error of its own.
+func (img *Image) noteMetadata() {
+	g := img.g
+	img.meta.add(0, 1)
+	table := func(off hostOffset, bytes int64) {
+		if off > 0 && bytes > 0 && int64(off) < img.openEnd {
+			img.meta.add(g.cluster(int64(off)), min(g.cluster(g.roundUp(bytes)), g.cluster(img.openEnd-int64(off))))
+		}
+	}
+	table(hostOffset(img.hdr.l1Offset), int64(len(img.l1))*8)
+	table(hostOffset(img.hdr.refTableOffset), int64(len(img.refs.table))*8)
+	for _, e := range img.l1 {
+		table(e.l2Table(), 1)
+	}
+	for _, e := range img.refs.table {
+		if e <= refTableOffsetMax {
+			table(e.block(), 1)
+		}
+	}
+	if img.hdr.snapshotCount > 0 {
+		table(hostOffset(img.hdr.snapshotsOffset), 1)
+	}
+	for _, s := range img.snapshots {
+		table(s.l1Offset, int64(s.l1Size)*8)
+	}
+}
+
+// openBacking opens the backing file.
+func (img *Image) openBacking(ctx context.Context, opts format.OpenOptions) error {
+	if img.backingFile == "" || opts.Opener == nil {
+		return nil
+	}
+	b, err := opts.Opener.OpenBacking(ctx, img.backingFile, img.backingFormat)
+	if err != nil {
+		return err
+	}
+	img.backing = b
+	return nil
+}
+
+// readUpTo reads the first n bytes of r.
+func readUpTo(r io.ReaderAt, n int64) ([]byte, error) {
+	b := make([]byte, n)
+	got, err := r.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return nil, fmt.Errorf("Could not read qcow2 header: %w", err)
+	}
+	return b[:got], nil
+}
+
+// endIsCorrupt turns the end of the file, where there should be more, into an
+// error that says so.
+func endIsCorrupt(err error) error {
+	if err == io.EOF {
+		return corruptf("the file is truncated")
+	}
+	return err
+}

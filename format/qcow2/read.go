@@ -1,0 +1,109 @@
+package qcow2
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/lamina-vm/lamina/block"
+)
+
+// ReadAt implements [block.Node]. Neighbouring clusters that lie together in
+// the file are read by one request.
+func (img *Image) ReadAt(p []byte, off int64) (int, error) {
+	if img.closed.Load() {
+		return 0, img.fail("read", block.ErrClosed)
+	}
+	size := img.Size()
+	if off < 0 {
+		return 0, img.fail("read", block.CheckRange(off, int64(len(p)), size))
+	}
+	if len(p) == 0 && off <= size {
+		return 0, nil
+	}
+	if off >= size {
+		return 0, io.EOF
+	}
+	var end error
+	if int64(len(p)) > size-off {
+		p, end = p[:size-off], io.EOF
+	}
+	hold := img.lockBytes(off, int64(len(p)), false)
+	defer img.guest.unlock(hold)
+	if n, err := img.readRange(p, off); err != nil {
+		return n, img.fail("read", err)
+	}
+	return len(p), end
+}
+
+// readRange reads [off, off+len(p)), which lies in the disk and whose guest
+// clusters the caller has locked. It returns how many bytes are good.
+func (img *Image) readRange(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		r, err := img.lookup(off, int64(len(p)-done))
+		if err != nil {
+			return done, err
+		}
+		q := p[done : done+int(r.length)]
+		switch r.kind {
+		case clusterData:
+			err = img.readData(q, r.host)
+		case clusterCompressed:
+			err = img.readCompressed(q, off, r.entry)
+		case clusterUnallocated:
+			err = img.readBacking(q, off)
+		default:
+			clear(q)
+		}
+		if err != nil {
+			return done, fmt.Errorf("guest offset %#x: %w", off, err)
+		}
+		off += r.length
+		done += int(r.length)
+	}
+	return done, nil
+}
+
+// readData reads host clusters. The last cluster of a file may be cut off; a
+// cluster that lies wholly behind the end is not there.
+func (img *Image) readData(p []byte, host hostOffset) error {
+	n, err := img.file.ReadAt(p, int64(host))
+	if err != io.EOF {
+		return err
+	}
+	end := img.g.roundUp(img.file.Size())
+	if int64(host)+int64(len(p)) > end {
+		return corruptf("data cluster at offset %#x lies behind the end of the file (%d bytes): the file is truncated or the L2 table is damaged", max(int64(host), end), img.file.Size())
+	}
+	clear(p[n:])
+	return nil
+}
+
+// readBacking reads what the image does not hold: the backing file, and zeros
+// behind its end.
+func (img *Image) readBacking(p []byte, off int64) error {
+	if img.backing == nil {
+		if img.backingFile != "" {
+			return fmt.Errorf("the data is in the backing file %s, which was not opened: %w", img.backingFile, block.ErrUnsupported)
+		}
+		clear(p)
+		return nil
+	}
+	end := img.backing.Size()
+	if off >= end {
+		clear(p)
+		return nil
+	}
+	if int64(len(p)) > end-off {
+		clear(p[end-off:])
+		p = p[:end-off]
+	}
+	n, err := img.backing.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
