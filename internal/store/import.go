@@ -36,8 +36,9 @@ type Import struct {
 	Format string // "" probes
 	Source string // where it comes from, for people; Path if empty
 	// Name is the template's. "" means the one that its content has
-	// already, or one made of Source.
-	Name string
+	// already, else Suggest if that is free, else one made of Source.
+	Name    string
+	Suggest string
 	User string // default user of its clones
 }
 
@@ -259,14 +260,8 @@ func (s *Store) giveName(ctx context.Context, tx *sql.Tx, digest string, in Impo
 		if err == nil || !errors.Is(err, sql.ErrNoRows) {
 			return have, err
 		}
-		var failed error
-		name = names.Free(names.FromSource(in.Source), func(n string) bool {
-			owner, err := nameOwner(ctx, tx, n)
-			failed = errors.Join(failed, err)
-			return err == nil && owner != "" || names.IsDigest(n)
-		})
-		if failed != nil {
-			return "", failed
+		if name, err = freeName(ctx, tx, in); err != nil {
+			return "", err
 		}
 	}
 	owner, err := nameOwner(ctx, tx, name)
@@ -280,6 +275,19 @@ func (s *Store) giveName(ctx context.Context, tx *sql.Tx, digest string, in Impo
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO template_names (name, digest) VALUES (?, ?)`, name, digest)
 	return name, err
+}
+
+// freeName makes up the name of a template.
+func freeName(ctx context.Context, tx *sql.Tx, in Import) (name string, failed error) {
+	taken := func(n string) bool {
+		owner, err := nameOwner(ctx, tx, n)
+		failed = errors.Join(failed, err)
+		return err == nil && owner != "" || names.CheckTemplate(n) != nil
+	}
+	if in.Suggest != "" && !taken(in.Suggest) {
+		return in.Suggest, failed
+	}
+	return names.Free(names.FromSource(in.Source), taken), failed
 }
 
 func nameOwner(ctx context.Context, tx *sql.Tx, name string) (digest string, err error) {

@@ -1,0 +1,256 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/guest/seed"
+	"github.com/lamina-vm/lamina/internal/names"
+	"github.com/lamina-vm/lamina/internal/store"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// newMachine says what to make for one name.
+func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (store.NewMachine, error) {
+	spec := vm.Spec{
+		Name: name, CPUs: c.CPUs, Memory: c.Memory, Machine: c.Machine, Accel: c.Accel, RNG: true,
+		Graphics: vm.Graphics{VNC: c.VNC},
+		NICs:     []vm.NIC{{Forwards: forwards(c.Forwards)}},
+		// The store puts the machine's own paths here.
+		Disks: []vm.Disk{{Path: d.home.Machines(), Format: "qcow2", Bus: c.Bus, Cache: c.Cache, Discard: true, BootIndex: 1}},
+	}
+	if !c.NoSeed {
+		spec.Disks = append(spec.Disks, vm.SeedDisk(d.home.Machines()+"/seed", c.Bus))
+	}
+	spec = spec.WithDefaults()
+	if err := spec.Validate(); err != nil {
+		return store.NewMachine{}, api.Errorf(api.CodeInvalid, "%v", err)
+	}
+	n := store.NewMachine{Name: name, User: cmp.Or(c.User, t.User), Config: c, Spec: spec, Size: c.DiskSize}
+	if !c.NoSeed {
+		n.Seed = func() ([]byte, error) {
+			return d.opts.Seed(seed.Config{
+				InstanceID: spec.UUID, Hostname: cmp.Or(c.Hostname, names.Hostname(name)),
+				User: c.User, SSHKeys: c.SSHKeys, Password: c.Password, UserData: c.UserData,
+			})
+		}
+	}
+	return n, nil
+}
+
+// forwards adds a way to the guest's SSH server to what the user wants, unless
+// that has one.
+func forwards(user []vm.Forward) []vm.Forward {
+	if slices.ContainsFunc(user, func(f vm.Forward) bool { return f.GuestPort == 22 && f.Proto != "udp" }) {
+		return user
+	}
+	return append([]vm.Forward{{Proto: "tcp", HostAddr: "127.0.0.1", GuestPort: 22}}, user...)
+}
+
+// checkConfig finds what does not depend on the machine's name.
+func checkConfig(c api.MachineConfig, count int) error {
+	switch {
+	case c.DiskSize < 0:
+		return api.Errorf(api.CodeInvalid, "disk size %d is negative", c.DiskSize)
+	case c.DiskSize%512 != 0:
+		return api.Errorf(api.CodeInvalid, "disk size %d is not a multiple of 512", c.DiskSize)
+	case c.NoSeed && (len(c.SSHKeys) > 0 || c.Password != "" || len(c.UserData) > 0 || c.User != "" || c.Hostname != ""):
+		return api.Errorf(api.CodeInvalid, "host name, user, SSH keys, password and user-data reach the guest by the seed: leave them out or allow the seed")
+	case count > 1 && c.Hostname != "":
+		return api.Errorf(api.CodeInvalid, "%d machines cannot all have the host name %q: leave it out, and each has its own name", count, c.Hostname)
+	case count > 1 && slices.ContainsFunc(c.Forwards, func(f vm.Forward) bool { return f.HostPort != 0 }):
+		return api.Errorf(api.CodeInvalid, "%d machines cannot all have the same host port: leave it out, and one is chosen for each", count)
+	}
+	return nil
+}
+
+// create makes machines of a template.
+func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c api.MachineConfig, s *events) ([]*machine, error) {
+	if err := checkConfig(c, len(list)); err != nil {
+		return nil, err
+	}
+	todo := make([]store.NewMachine, 0, len(list))
+	for _, name := range list {
+		n, err := d.newMachine(name, t, c)
+		if err != nil {
+			return nil, err
+		}
+		todo = append(todo, n)
+	}
+	recs, err := d.store.CreateMachines(ctx, t, todo, func(name string) {
+		s.send(api.Event{Step: "overlay", Machine: name, Text: "machine " + name + " made"})
+	})
+	if err != nil {
+		return nil, err
+	}
+	made := make([]*machine, 0, len(recs))
+	for _, rec := range recs {
+		made = append(made, d.add(rec))
+	}
+	d.log.Info("machines made", "template", t.Name, "digest", t.Digest, "count", len(made), "first", made[0].name)
+	return made, nil
+}
+
+// launch starts a machine, tells of its boot, and returns at the login prompt,
+// or when the guest executes if noWait. The start goes on when ctx ends; only
+// the telling does not.
+func (d *Daemon) launch(ctx context.Context, m *machine, noWait bool, timeout time.Duration, s *events) error {
+	s.send(api.Event{Step: "start", Machine: m.name, Text: "starting " + m.name})
+	type started struct {
+		r   *run
+		err error
+	}
+	done := make(chan started, 1)
+	d.background(func(ctx context.Context) {
+		r, err := m.start(ctx, timeout)
+		done <- started{r, err}
+	})
+	var r *run
+	select {
+	case v := <-done:
+		if v.err != nil {
+			d.log.Error("not started", "machine", m.name, "error", v.err)
+			return v.err
+		}
+		r = v.r
+	case <-ctx.Done():
+		return cause(ctx)
+	}
+	info := r.vm.Info()
+	if info.AccelNote != "" {
+		s.send(api.Event{Machine: m.name, Warning: "KVM is not used: " + info.AccelNote})
+	}
+	s.send(api.Event{Step: "start", Machine: m.name, Text: fmt.Sprintf("%s runs (%s)", m.name, info.Accel)})
+	if noWait {
+		return nil
+	}
+	return r.boot.follow(ctx, s.send)
+}
+
+func (d *Daemon) postMachines(w http.ResponseWriter, r *http.Request) error {
+	req, err := request[api.RunRequest](w, r)
+	if err != nil {
+		return err
+	}
+	if req.Image == "" {
+		return api.Errorf(api.CodeInvalid, "run: no image given")
+	}
+	if req.Name != "" {
+		if err := names.CheckMachine(req.Name); err != nil {
+			return err
+		}
+		// Before minutes are spent on the image.
+		if taken, err := d.store.Taken(r.Context(), req.Name); err != nil {
+			return err
+		} else if taken {
+			return fmt.Errorf("machine %s %w: choose another name, or remove it", req.Name, store.ErrExists)
+		}
+	}
+	if err := checkConfig(req.MachineConfig, 1); err != nil {
+		return err
+	}
+	s := newEvents(w)
+	m, err := d.runImage(r.Context(), req, s)
+	if err != nil {
+		s.done(nil, err)
+		return nil
+	}
+	err = d.launch(r.Context(), m, req.NoWait, req.Timeout, s)
+	s.done(m.describe(), err)
+	return nil
+}
+
+// runImage makes the machine of a run request: until it is made the request
+// is undone when the client goes.
+func (d *Daemon) runImage(ctx context.Context, req api.RunRequest, s *events) (*machine, error) {
+	t, err := d.store.Template(ctx, req.Image)
+	if errors.Is(err, store.ErrNotFound) {
+		t, err = d.importImage(ctx, api.ImportRequest{Source: req.Image, Format: req.Format}, s)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if req.Name == "" {
+		var failed error
+		req.Name = names.Make(cmp.Or(t.Name, names.FromSource(t.Source)), func(n string) bool {
+			taken, err := d.store.Taken(ctx, n)
+			failed = errors.Join(failed, err)
+			return taken
+		})
+		if failed != nil {
+			return nil, failed
+		}
+	}
+	made, err := d.create(ctx, t, []string{req.Name}, req.MachineConfig, s)
+	if err != nil {
+		return nil, err
+	}
+	return made[0], nil
+}
+
+func (d *Daemon) postClones(w http.ResponseWriter, r *http.Request) error {
+	req, err := request[api.CloneRequest](w, r)
+	if err != nil {
+		return err
+	}
+	list, err := names.ExpandMachines(req.Names)
+	if err != nil {
+		return err
+	}
+	t, err := d.store.Template(r.Context(), req.Template)
+	if err != nil {
+		return err
+	}
+	s := newEvents(w)
+	made, err := d.create(r.Context(), t, list, req.MachineConfig, s)
+	if err == nil && req.Start {
+		err = d.launchAll(r.Context(), made, req, s)
+	}
+	out := make([]api.Machine, 0, len(made))
+	for _, m := range made {
+		out = append(out, m.describe())
+	}
+	s.done(out, err)
+	return nil
+}
+
+// launchAll launches machines beside each other; Options.StartsAtOnce bounds
+// how many QEMUs are being started at one time.
+func (d *Daemon) launchAll(ctx context.Context, list []*machine, req api.CloneRequest, s *events) error {
+	var group sync.WaitGroup
+	errs := make([]error, len(list))
+	for i, m := range list {
+		group.Go(func() { errs[i] = d.launch(ctx, m, req.NoWait, req.Timeout, s) })
+	}
+	group.Wait()
+	return together(list, errs)
+}
+
+// together is the error of several machines: the first one's code and problem,
+// and what happened to each, one a line.
+func together(list []*machine, errs []error) error {
+	var failed []string
+	var first *api.Error
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		if first == nil {
+			first = apiError(err)
+		}
+		failed = append(failed, list[i].name+": "+err.Error())
+	}
+	if first == nil || len(list) == 1 {
+		return errors.Join(errs...)
+	}
+	return &api.Error{Code: first.Code, Problem: first.Problem,
+		Message: fmt.Sprintf("%d of %d machines: %s", len(failed), len(list), strings.Join(failed, "\n"))}
+}

@@ -1,0 +1,268 @@
+// Package daemon owns running machines: it serves the API of package api on a
+// unix socket, starts machines and supervises them, follows their boots, and
+// takes over, when it starts, the machines that run already.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/catalog"
+	"github.com/lamina-vm/lamina/internal/guest/boot"
+	"github.com/lamina-vm/lamina/internal/guest/seed"
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/store"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// ErrRunning: another daemon serves the home.
+var ErrRunning = errors.New("another laminad serves this home already")
+
+// Fetcher brings images to the local disk; *catalog.Fetcher is one.
+type Fetcher interface {
+	Fetch(ctx context.Context, ref string, o catalog.Options, progress func(api.Event)) (catalog.Result, error)
+}
+
+// Options are what a daemon is made of. Home and Driver are required.
+type Options struct {
+	Home    home.Home
+	Driver  vm.Driver
+	Fetcher Fetcher            // nil means a catalog.Fetcher in Home.Downloads
+	Catalog []api.CatalogEntry // nil means catalog.Default
+	Images  store.Images       // nil means package image
+	Log     *slog.Logger       // nil discards
+
+	// Listener is where clients come from. nil means a new socket at
+	// Home.Socket, with mode 0600.
+	Listener net.Listener
+	// IdleExit ends the daemon when no machine ran and no client asked for
+	// that long. 0 means never.
+	IdleExit time.Duration
+	// StartsAtOnce bounds how many machines are being started at one time.
+	// 0 means the number of processors, at least 2.
+	StartsAtOnce int
+
+	// Seed and Watch stand in for seed.Build and boot.Watch in tests.
+	Seed  func(seed.Config) ([]byte, error)
+	Watch func(context.Context, boot.Sources, boot.Options) (boot.Result, error)
+}
+
+// Daemon serves one home. Make it with New, then call Serve.
+type Daemon struct {
+	opts   Options
+	home   home.Home
+	log    *slog.Logger
+	store  *store.Store
+	lock   *os.File
+	server *http.Server
+	idle   idle
+
+	// ctx ends when the daemon does. What must not end with the request
+	// that began it runs under ctx; work counts it.
+	ctx    context.Context
+	stop   context.CancelCauseFunc
+	work   sync.WaitGroup
+	starts chan struct{} // a slot for each machine being started
+
+	// mu guards machines. Order of locks: machine.op, mu, machine.mu.
+	mu       sync.Mutex
+	machines map[string]*machine // by name
+}
+
+// errStopping is the cause of the end of the daemon's context.
+var errStopping = errors.New("the daemon is ending; machines go on")
+
+// New takes the home's lock (ErrRunning where another daemon has it), opens
+// the store, takes over the machines that run, and listens. ctx bounds only
+// this. Serve or Close must follow.
+func New(ctx context.Context, o Options) (*Daemon, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Catalog == nil {
+		o.Catalog = catalog.Default()
+	}
+	if o.Fetcher == nil {
+		o.Fetcher = &catalog.Fetcher{Dir: o.Home.Downloads()}
+	}
+	if o.Seed == nil {
+		o.Seed = seed.Build
+	}
+	if o.Watch == nil {
+		o.Watch = boot.Watch
+	}
+	if o.StartsAtOnce == 0 {
+		o.StartsAtOnce = max(2, runtime.NumCPU())
+	}
+	d := &Daemon{opts: o, home: o.Home, log: o.Log, machines: make(map[string]*machine),
+		starts: make(chan struct{}, o.StartsAtOnce)}
+	d.ctx, d.stop = context.WithCancelCause(context.Background())
+	if err := d.open(ctx); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Daemon) open(ctx context.Context) (err error) {
+	if err := os.MkdirAll(d.home.Run, 0o700); err != nil {
+		return err
+	}
+	if d.lock, err = takeLock(d.home.Lock()); err != nil {
+		return err
+	}
+	d.store, err = store.Open(ctx, d.home, store.Options{Log: d.log, Images: d.opts.Images})
+	if err != nil {
+		return err
+	}
+	if err := d.loadMachines(ctx); err != nil {
+		return err
+	}
+	if d.opts.Listener == nil {
+		if d.opts.Listener, err = listen(d.home.Socket()); err != nil {
+			return err
+		}
+	}
+	d.idle.begin(d.opts.IdleExit)
+	d.server = &http.Server{
+		Handler:           d.handler(),
+		ConnContext:       withPeer,
+		BaseContext:       func(net.Listener) context.Context { return d.ctx },
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
+	}
+	return nil
+}
+
+// Serve answers clients until ctx ends, a client asks for the end, or nothing
+// was to do for Options.IdleExit; then it lets go of the machines, which go
+// on, and closes the daemon.
+func (d *Daemon) Serve(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- d.server.Serve(d.opts.Listener) }()
+	d.log.Info("listening", "socket", d.opts.Listener.Addr().String(), "pid", os.Getpid(), "version", api.BuildVersion)
+	go d.exitWhenIdle()
+	var err error
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+	case <-d.ctx.Done():
+	}
+	// New clients are refused at once; requests under way are told that the
+	// daemon ends and get a moment to say so to their clients.
+	d.stop(errStopping)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if e := d.server.Shutdown(grace); e != nil {
+		d.log.Warn("some clients were cut off", "error", e)
+		_ = d.server.Close()
+	}
+	d.Close()
+	d.log.Info("ended")
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// Close lets go of everything, also of a daemon that never served. The
+// machines go on.
+func (d *Daemon) Close() {
+	d.stop(errStopping)
+	if d.opts.Listener != nil {
+		_ = d.opts.Listener.Close() // closed already after Serve
+	}
+	d.work.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.machines {
+		m.release()
+	}
+	if d.store != nil {
+		if err := d.store.Close(); err != nil {
+			d.log.Error("close the state database", "error", err)
+		}
+		d.store = nil
+	}
+	if d.lock != nil {
+		_ = d.lock.Close() // gives the lock back
+		d.lock = nil
+	}
+}
+
+// background runs f under the daemon's context; Close waits for it.
+func (d *Daemon) background(f func(ctx context.Context)) {
+	d.work.Go(func() { f(d.ctx) })
+}
+
+// loadMachines makes the registry of the store's machines, and takes over
+// those that run.
+func (d *Daemon) loadMachines(ctx context.Context) error {
+	list, err := d.store.Machines(ctx)
+	if err != nil {
+		return err
+	}
+	var group sync.WaitGroup
+	slots := make(chan struct{}, 8)
+	for _, rec := range list {
+		m := d.add(rec)
+		if !m.mayRun() {
+			continue
+		}
+		group.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if err := m.adopt(ctx); err != nil {
+				d.log.Warn("machine not taken over", "machine", rec.Name, "error", err)
+			}
+		})
+	}
+	group.Wait()
+	return nil
+}
+
+// add puts a machine of the store into the registry.
+func (d *Daemon) add(rec store.Machine) *machine {
+	m := &machine{d: d, id: rec.ID, name: rec.Name, dir: d.home.Machine(rec.ID), op: make(chan struct{}, 1), rec: rec}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.machines[rec.Name] = m
+	return m
+}
+
+// find returns the machine with a name or id.
+func (d *Daemon) find(ref string) (*machine, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m, ok := d.machines[ref]; ok {
+		return m, nil
+	}
+	for _, m := range d.machines {
+		if m.id == ref {
+			return m, nil
+		}
+	}
+	return nil, fmt.Errorf("machine %q: %w; `lamina ls` lists the machines", ref, store.ErrNotFound)
+}
+
+// busy counts the machines that run or are on their way.
+func (d *Daemon) busy() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := 0
+	for _, m := range d.machines {
+		if m.active() {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,205 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/guest/boot"
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/store"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// machine is a machine of the store and, while it runs, its process.
+type machine struct {
+	d             *Daemon
+	id, name, dir string
+
+	// op is held by whoever changes what the machine does (starts it, kills
+	// it, removes it), one at a time. It is not held while a boot is
+	// followed or a shutdown waited for, so that those can be overruled.
+	op chan struct{}
+
+	// mu guards what follows; it is never held while anything is waited for.
+	mu       sync.Mutex
+	rec      store.Machine
+	run      *run // nil while it does not run
+	starting bool
+	removed  bool
+}
+
+// run is one life of a machine's process.
+type run struct {
+	vm      vm.Machine
+	boot    *bootLog
+	console *console
+	ended   chan struct{} // closed when the process is gone and that is recorded
+	end     func()        // lets go of it: ends what watches it, not the process
+}
+
+// begin takes the machine's op, or says why not. end gives it back.
+func (m *machine) begin(ctx context.Context) (end func(), err error) {
+	select {
+	case m.op <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("machine %s: waiting for another request: %w", m.name, cause(ctx))
+	}
+	m.mu.Lock()
+	removed := m.removed
+	m.mu.Unlock()
+	if removed {
+		<-m.op
+		return nil, fmt.Errorf("machine %q: %w", m.name, store.ErrNotFound)
+	}
+	return func() { <-m.op }, nil
+}
+
+// running returns the current run, nil where there is none.
+func (m *machine) running() *run {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.run
+}
+
+// needRun is running for requests that make no sense without.
+func (m *machine) needRun() (*run, error) {
+	if r := m.running(); r != nil {
+		return r, nil
+	}
+	return nil, fmt.Errorf("%w: %s: `lamina start %s` starts it", vm.ErrNotRunning, m.name, m.name)
+}
+
+// active says whether the machine runs or is on its way.
+func (m *machine) active() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.run != nil || m.starting
+}
+
+// mayRun says whether a process of the machine may be there although this
+// daemon did not start it.
+func (m *machine) mayRun() bool {
+	if m.last().Running {
+		return true
+	}
+	for _, f := range []string{home.PIDFile, home.RunFile, home.QMPSocket} {
+		if _, err := os.Lstat(filepath.Join(m.dir, f)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// release lets go of a run without ending it.
+func (m *machine) release() {
+	if r := m.running(); r != nil {
+		r.end()
+		if err := r.vm.Release(); err != nil {
+			m.d.log.Warn("release", "machine", m.name, "error", err)
+		}
+	}
+}
+
+// last is what is known of the last run.
+func (m *machine) last() store.Last {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rec.Last
+}
+
+// setLast changes what is recorded of the last run. The record is best
+// effort where the machine itself goes on: the error is logged and returned.
+// change is called with m.mu held.
+func (m *machine) setLast(change func(*store.Last)) error {
+	m.mu.Lock()
+	change(&m.rec.Last)
+	last := m.rec.Last
+	m.mu.Unlock()
+	// Not the daemon's context: what is known is kept also at its end.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := m.d.store.SetLast(ctx, m.id, last)
+	if err != nil {
+		m.d.log.Error("record the state of a machine", "machine", m.name, "error", err)
+	}
+	return err
+}
+
+// describe is the machine as clients see it.
+func (m *machine) describe() api.Machine {
+	m.mu.Lock()
+	rec, r, starting := m.rec, m.run, m.starting
+	m.mu.Unlock()
+	out := api.Machine{
+		ID: rec.ID, Name: rec.Name, Template: rec.Template, Digest: rec.Digest, CreatedAt: rec.CreatedAt,
+		Dir: m.dir, Spec: rec.Spec, DiskSize: m.d.store.DiskSize(rec.ID), User: rec.User,
+		Stage: rec.Last.Stage, LoginIn: rec.Last.LoginIn, Problem: rec.Last.Problem, Exit: rec.Last.Exit,
+	}
+	if r != nil {
+		info := r.vm.Info()
+		out.Run, out.Memory, out.SSHPort = &info, residentShare(info.PID), sshPort(info.Forwards)
+		out.Stage, out.Exit = r.boot.stage(), nil
+	}
+	out.State = state(rec.Last, r, starting)
+	return out
+}
+
+// state is the one place that says what a machine does.
+func state(last store.Last, r *run, starting bool) api.MachineState {
+	switch {
+	case r != nil:
+		switch {
+		case last.Problem != nil:
+			return api.Stuck
+		case last.Stage == boot.StageLogin:
+			return api.Login
+		case r.boot.over():
+			return api.Running
+		}
+		return api.Starting
+	case starting:
+		return api.Starting
+	case !last.Started:
+		return api.Defined
+	case last.Exit != nil && last.Exit.State == vm.StateCrashed:
+		return api.Crashed
+	}
+	return api.Stopped
+}
+
+// sshPort is the host port that leads to the guest's SSH server.
+func sshPort(forwards []vm.Forward) int {
+	for _, f := range forwards {
+		if f.GuestPort == 22 && f.Proto == "tcp" {
+			return f.HostPort
+		}
+	}
+	return 0
+}
+
+// adopt takes over the machine's process if one runs. The caller has op, or
+// is New.
+func (m *machine) adopt(ctx context.Context) error {
+	machine, err := m.d.opts.Driver.Adopt(ctx, m.dir)
+	if errors.Is(err, vm.ErrNotRunning) {
+		if m.last().Running {
+			return m.setLast(func(l *store.Last) {
+				l.Running = false
+				l.Exit = &vm.Exit{State: vm.StateStopped, Reason: "ended while no daemon ran"}
+			})
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("machine %s may still run and cannot be reached: %w", m.name, err)
+	}
+	m.d.log.Info("taken over", "machine", m.name, "pid", machine.Info().PID)
+	m.attach(machine, 0)
+	return nil
+}

@@ -1,0 +1,205 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/catalog"
+	"github.com/lamina-vm/lamina/internal/store"
+)
+
+// handler routes the API of package api.
+func (d *Daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"GET /v1/version":                  d.getVersion,
+		"GET /v1/catalog":                  d.getCatalog,
+		"POST /v1/pull":                    d.postPull,
+		"GET /v1/templates":                d.getTemplates,
+		"POST /v1/templates":               d.postTemplates,
+		"GET /v1/templates/{ref}":          d.getTemplate,
+		"DELETE /v1/templates/{ref}":       d.deleteTemplate,
+		"POST /v1/templates/{ref}/verify":  d.postVerify,
+		"GET /v1/machines":                 d.getMachines,
+		"POST /v1/machines":                d.postMachines,
+		"POST /v1/clones":                  d.postClones,
+		"GET /v1/machines/{name}":          d.getMachine,
+		"DELETE /v1/machines/{name}":       d.deleteMachine,
+		"POST /v1/machines/{name}/start":   d.postStart,
+		"POST /v1/machines/{name}/stop":    d.postStop,
+		"GET /v1/machines/{name}/boot":     d.getBoot,
+		"GET /v1/machines/{name}/log":      d.getLog,
+		"GET /v1/machines/{name}/screen":   d.getScreen,
+		"POST /v1/machines/{name}/console": d.postConsole,
+		"POST /v1/shutdown":                d.postShutdown,
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := h(w, r); err != nil {
+				d.log.Debug("refused", "method", r.Method, "path", r.URL.Path, "error", err)
+				refuse(w, err)
+			}
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, api.Errorf(api.CodeNotFound, "%s %s is not part of the API", r.Method, r.URL.Path))
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err, ok := r.Context().Value(peerKey{}).(error); ok && err != nil {
+			d.log.Warn("client refused", "error", err)
+			w.Header().Set("Content-Type", "application/json")
+			http.Error(w, `{"code":"failed","message":"permission denied: this daemon is another user's"}`, http.StatusForbidden)
+			return
+		}
+		d.idle.enter()
+		defer d.idle.leave()
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func (d *Daemon) getVersion(w http.ResponseWriter, _ *http.Request) error {
+	answer(w, api.Version{Version: api.BuildVersion, API: api.Level, PID: os.Getpid()})
+	return nil
+}
+
+func (d *Daemon) getCatalog(w http.ResponseWriter, _ *http.Request) error {
+	answer(w, d.opts.Catalog)
+	return nil
+}
+
+func (d *Daemon) postShutdown(w http.ResponseWriter, _ *http.Request) error {
+	w.WriteHeader(http.StatusNoContent)
+	d.log.Info("asked to end")
+	d.stop(errStopping)
+	return nil
+}
+
+func (d *Daemon) postPull(w http.ResponseWriter, r *http.Request) error {
+	req, err := request[api.PullRequest](w, r)
+	if err != nil {
+		return err
+	}
+	if req.Ref == "" {
+		return api.Errorf(api.CodeInvalid, "pull: no image given")
+	}
+	s := newEvents(w)
+	res, err := d.opts.Fetcher.Fetch(r.Context(), req.Ref, catalog.Options{Checksum: req.Checksum, Force: req.Force}, s.progress)
+	if res.Note != "" {
+		s.send(api.Event{Warning: res.Note})
+	}
+	s.done(res.PullResult, err)
+	return nil
+}
+
+func (d *Daemon) getTemplates(w http.ResponseWriter, r *http.Request) error {
+	list, err := d.store.Templates(r.Context())
+	if err != nil {
+		return err
+	}
+	if list == nil {
+		list = []api.Template{}
+	}
+	answer(w, list)
+	return nil
+}
+
+func (d *Daemon) getTemplate(w http.ResponseWriter, r *http.Request) error {
+	t, err := d.store.Template(r.Context(), r.PathValue("ref"))
+	if err != nil {
+		return err
+	}
+	answer(w, t)
+	return nil
+}
+
+func (d *Daemon) deleteTemplate(w http.ResponseWriter, r *http.Request) error {
+	if err := d.store.RemoveTemplate(r.Context(), r.PathValue("ref")); err != nil {
+		return err
+	}
+	d.log.Info("template removed", "template", r.PathValue("ref"))
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (d *Daemon) postVerify(w http.ResponseWriter, r *http.Request) error {
+	t, err := d.store.Template(r.Context(), r.PathValue("ref"))
+	if err != nil {
+		return err
+	}
+	s := newEvents(w)
+	s.send(api.Event{Step: "verify", Text: "reading template " + r.PathValue("ref")})
+	s.done(t, d.store.Verify(r.Context(), t.Digest))
+	return nil
+}
+
+func (d *Daemon) postTemplates(w http.ResponseWriter, r *http.Request) error {
+	req, err := request[api.ImportRequest](w, r)
+	if err != nil {
+		return err
+	}
+	if req.Source == "" {
+		return api.Errorf(api.CodeInvalid, "import: no image given")
+	}
+	s := newEvents(w)
+	t, err := d.importImage(r.Context(), req, s)
+	s.done(t, err)
+	return nil
+}
+
+// importImage fetches an image and makes a template of it.
+func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *events) (api.Template, error) {
+	res, err := d.opts.Fetcher.Fetch(ctx, req.Source, catalog.Options{}, s.progress)
+	if err != nil {
+		return api.Template{}, err
+	}
+	if res.Note != "" {
+		s.send(api.Event{Warning: res.Note})
+	}
+	in := store.Import{Path: res.Path, Format: req.Format, Source: res.Source, Name: req.Name, User: req.User}
+	if res.Entry != nil {
+		in.Suggest = res.Entry.Name
+		in.User = cmp.Or(in.User, res.Entry.User)
+	}
+	t, cached, err := d.store.Import(ctx, in, func(done, total int64) {
+		s.progress(api.Event{Step: "import", Current: done, Total: total})
+	})
+	if err != nil {
+		return t, err
+	}
+	text := "template " + cmp.Or(t.Name, t.Digest[:12])
+	if cached {
+		text += " is there already"
+	}
+	s.send(api.Event{Step: "import", Text: text, Current: t.VirtualSize, Total: t.VirtualSize})
+	d.log.Info("imported", "template", t.Name, "digest", t.Digest, "source", in.Source, "cached", cached)
+	return t, nil
+}
+
+func (d *Daemon) getMachines(w http.ResponseWriter, r *http.Request) error {
+	d.mu.Lock()
+	list := make([]*machine, 0, len(d.machines))
+	for _, m := range d.machines {
+		list = append(list, m)
+	}
+	d.mu.Unlock()
+	slices.SortFunc(list, func(a, b *machine) int { return strings.Compare(a.name, b.name) })
+	out := make([]api.Machine, 0, len(list))
+	for _, m := range list {
+		out = append(out, m.describe())
+	}
+	answer(w, out)
+	return nil
+}
+
+func (d *Daemon) getMachine(w http.ResponseWriter, r *http.Request) error {
+	m, err := d.find(r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	answer(w, m.describe())
+	return nil
+}

@@ -1,0 +1,278 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/guest/boot"
+	"github.com/lamina-vm/lamina/internal/store"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// start starts the machine and returns when its guest executes. It runs to
+// its end whatever becomes of the client: ctx is the daemon's.
+func (m *machine) start(ctx context.Context, timeout time.Duration) (*run, error) {
+	end, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if m.running() == nil && m.mayRun() {
+		// Not known to run, but a process may be there: a disk is never
+		// given to a second one.
+		if err := m.adopt(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if m.running() != nil {
+		return nil, fmt.Errorf("machine %s is %w: it runs already", m.name, store.ErrInUse)
+	}
+	m.setStarting(true)
+	defer m.setStarting(false)
+	select {
+	case m.d.starts <- struct{}{}:
+		defer func() { <-m.d.starts }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("start %s: %w", m.name, cause(ctx))
+	}
+	if err := m.d.store.Intact(ctx, m.rec.Digest); err != nil {
+		return nil, fmt.Errorf("start %s: %w", m.name, err)
+	}
+	before := m.last()
+	// On stable storage before there is a process: whatever happens now, the
+	// next daemon looks for it.
+	if err := m.setLast(func(l *store.Last) { *l = store.Last{Started: true, Running: true} }); err != nil {
+		return nil, err
+	}
+	machine, err := m.d.opts.Driver.Start(ctx, m.rec.Spec, m.dir)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", m.name, err), m.setLast(func(l *store.Last) { *l = before }))
+	}
+	info := machine.Info()
+	m.d.log.Info("started", "machine", m.name, "pid", info.PID, "accel", info.Accel)
+	if info.AccelNote != "" {
+		m.d.log.Warn("no KVM", "machine", m.name, "reason", info.AccelNote)
+	}
+	return m.attach(machine, timeout), nil
+}
+
+func (m *machine) setStarting(v bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.starting = v
+}
+
+// attach begins to supervise a running machine and to follow its boot.
+func (m *machine) attach(machine vm.Machine, timeout time.Duration) *run {
+	ctx, cancel := context.WithCancelCause(m.d.ctx)
+	var watchers sync.WaitGroup
+	r := &run{vm: machine, boot: newBootLog(), ended: make(chan struct{}), end: func() { cancel(errStopping) }}
+	r.console = newConsole(machine.SerialSocket(), machine.SerialLog(), r.ended)
+	m.mu.Lock()
+	m.run = r
+	last := m.rec.Last
+	m.mu.Unlock()
+	watchers.Go(func() { m.supervise(ctx, r) })
+	switch {
+	case last.Stage == boot.StageLogin && last.Problem == nil:
+		// Adopted at its login prompt: nothing to watch.
+		r.boot.add(api.Event{Step: "boot", Machine: m.name, Boot: &boot.Event{Stage: boot.StageLogin, Since: last.LoginIn}})
+		r.boot.finish(nil)
+	case last.Problem != nil:
+		r.boot.add(api.Event{Step: "boot", Machine: m.name, Boot: &boot.Event{Stage: last.Stage}})
+		r.boot.finish(bootError(m.name, last.Problem))
+	default:
+		watchers.Go(func() { m.watch(ctx, r, timeout) })
+	}
+	m.d.work.Go(func() {
+		watchers.Wait()
+		r.end()
+	})
+	return r
+}
+
+// supervise waits for the end of the machine's process and records it.
+func (m *machine) supervise(ctx context.Context, r *run) {
+	exit, err := r.vm.Wait(ctx)
+	if ctx.Err() != nil {
+		return // the daemon ends; the machine goes on
+	}
+	if err != nil {
+		exit = vm.Exit{State: vm.StateCrashed, Reason: "lost: " + err.Error()}
+	}
+	m.d.log.Info("ended", "machine", m.name, "state", exit.State, "reason", exit.Reason)
+	_ = m.setLast(func(l *store.Last) { l.Running, l.Exit = false, &exit }) // an error is logged
+	m.mu.Lock()
+	m.run = nil
+	m.mu.Unlock()
+	close(r.ended)
+	if err := r.vm.Release(); err != nil {
+		m.d.log.Warn("release", "machine", m.name, "error", err)
+	}
+}
+
+// watch follows the boot and records how it came out.
+func (m *machine) watch(ctx context.Context, r *run, timeout time.Duration) {
+	info := r.vm.Info()
+	serial, err := boot.Follow(ctx, r.vm.SerialLog(), r.ended)
+	if err != nil {
+		r.boot.finish(fmt.Errorf("machine %s runs, its boot is not watched: %w", m.name, err))
+		return
+	}
+	defer func() { _ = serial.Close() }() // only read
+	disk := m.rec.Spec.Disks[0]
+	res, err := m.d.opts.Watch(ctx, boot.Sources{Serial: serial, Screen: r.vm.ScreenText}, boot.Options{
+		Hints:   boot.Hints{DiskBus: string(disk.Bus), HasSeed: len(m.rec.Spec.Disks) > 1, TCG: info.Accel == vm.AccelTCG},
+		Timeout: timeout,
+		OnEvent: func(e boot.Event) {
+			r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: e.Line, Boot: &e})
+		},
+	})
+	switch {
+	case err != nil && ctx.Err() != nil:
+		r.boot.finish(cause(ctx))
+		return
+	case err != nil:
+		m.d.log.Error("watch the boot", "machine", m.name, "error", err)
+		r.boot.finish(fmt.Errorf("machine %s runs, its boot is not watched: %w", m.name, err))
+		return
+	}
+	_ = m.setLast(func(l *store.Last) { // an error is logged
+		if m.run != r {
+			return // it ended, which Exit tells; a next run may have begun
+		}
+		l.Stage, l.Problem = res.Stage, res.Problem
+		if res.Login {
+			l.LoginIn = time.Since(info.StartedAt)
+		}
+	})
+	if res.Problem != nil {
+		m.d.log.Warn("boot stopped", "machine", m.name, "stage", res.Stage.String(), "kind", res.Problem.Kind)
+		r.boot.finish(bootError(m.name, res.Problem))
+		return
+	}
+	m.d.log.Info("login", "machine", m.name, "took", time.Since(info.StartedAt).Round(time.Millisecond))
+	r.boot.finish(nil)
+}
+
+func bootError(name string, p *boot.Problem) *api.Error {
+	e := api.Errorf(api.CodeBoot, "machine %s does not reach its login prompt: it stopped at the stage %s: %s", name, p.Stage, p.Cause)
+	e.Problem = p
+	return e
+}
+
+// stopMachine ends the machine: the power button, and after timeout (0: 60 s)
+// the power; with force the power at once. A machine that does not run is
+// stopped already. When ctx ends only the waiting does.
+func (m *machine) stopMachine(ctx context.Context, req api.StopRequest, tell func(api.Event)) error {
+	if req.Timeout <= 0 {
+		req.Timeout = time.Minute
+	}
+	r, err := m.settled(ctx)
+	if r == nil || err != nil {
+		return err
+	}
+	if !req.Force {
+		tell(api.Event{Step: "stop", Machine: m.name, Text: "power button pressed"})
+		ended, err := m.powerDown(ctx, r, req.Timeout)
+		if ended || err != nil {
+			return err
+		}
+		tell(api.Event{Step: "stop", Machine: m.name, Warning: fmt.Sprintf("machine %s did not shut down within %s and is powered off", m.name, req.Timeout)})
+	}
+	return m.kill(ctx, r)
+}
+
+// settled returns the current run after a start that is under way; nil where
+// the machine does not run.
+func (m *machine) settled(ctx context.Context) (*run, error) {
+	end, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if m.running() == nil && m.mayRun() {
+		if err := m.adopt(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return m.running(), nil
+}
+
+// pressAgain is after how long the power button is pressed again: a guest that
+// is still booting does not hear it.
+const pressAgain = 10 * time.Second
+
+func (m *machine) powerDown(ctx context.Context, r *run, timeout time.Duration) (ended bool, err error) {
+	limit := time.NewTimer(timeout)
+	defer limit.Stop()
+	again := time.NewTicker(pressAgain)
+	defer again.Stop()
+	for {
+		if err := r.vm.Shutdown(ctx); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+			return false, fmt.Errorf("stop %s: %w", m.name, err)
+		}
+		select {
+		case <-r.ended:
+			return true, nil
+		case <-limit.C:
+			return false, nil
+		case <-ctx.Done():
+			return false, fmt.Errorf("stop %s: %w", m.name, cause(ctx))
+		case <-again.C:
+		}
+	}
+}
+
+// kill ends the process of a run and returns when it is gone.
+func (m *machine) kill(ctx context.Context, r *run) error {
+	if err := r.vm.Kill(ctx); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+		return fmt.Errorf("stop %s: %w", m.name, err)
+	}
+	select {
+	case <-r.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop %s: %w", m.name, cause(ctx))
+	case <-m.d.ctx.Done():
+		return fmt.Errorf("stop %s: %w", m.name, cause(m.d.ctx))
+	}
+}
+
+// remove removes the machine with everything that it has; one that runs only
+// with force.
+func (m *machine) remove(ctx context.Context, force bool) error {
+	end, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if m.running() == nil && m.mayRun() {
+		if err := m.adopt(ctx); err != nil {
+			return err
+		}
+	}
+	if r := m.running(); r != nil {
+		if !force {
+			return fmt.Errorf("machine %s is running (%w): stop it first, or remove it by force", m.name, store.ErrInUse)
+		}
+		if err := m.kill(ctx, r); err != nil {
+			return err
+		}
+	}
+	if err := m.d.store.RemoveMachine(ctx, m.id); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.removed = true
+	m.mu.Unlock()
+	m.d.mu.Lock()
+	delete(m.d.machines, m.name)
+	m.d.mu.Unlock()
+	m.d.log.Info("removed", "machine", m.name, "id", m.id)
+	return nil
+}
