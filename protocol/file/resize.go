@@ -58,10 +58,7 @@ func (f *File) resize(ctx context.Context, old, size int64, prealloc block.Preal
 		if err := f.truncate(size); err != nil {
 			return err
 		}
-		if old == 0 && size > 0 {
-			return f.writeZeros(0, firstBlockOf(size))
-		}
-		return nil
+		return f.writeFirst(old, size)
 	case block.PreallocFalloc:
 		if size == old {
 			return nil
@@ -75,19 +72,22 @@ func (f *File) resize(ctx context.Context, old, size int64, prealloc block.Preal
 			return f.wrap("preallocate", err)
 		}
 		f.size.Store(size)
-		return nil
+		return f.writeFirst(old, size)
 	case block.PreallocFull:
 		return f.fill(ctx, old, size)
 	}
 	return fmt.Errorf("resize %s: preallocation mode '%s': %w", f.name, prealloc, block.ErrUnsupported)
 }
 
-// firstBlockOf returns how many bytes of a new file of this size to write.
-func firstBlockOf(size int64) int64 {
-	if size < firstBlock {
-		return min(size, block.SectorSize)
+// writeFirst writes the first block of a file that grew from nothing.
+func (f *File) writeFirst(old, size int64) error {
+	switch {
+	case old > 0:
+		return nil
+	case size < firstBlock:
+		return f.writeZeros(0, min(size, block.SectorSize))
 	}
-	return firstBlock
+	return f.writeZeros(0, firstBlock)
 }
 
 // fill grows the file by writing zeros, and syncs it.
