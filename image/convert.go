@@ -1,0 +1,270 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/format/all"
+)
+
+// ConvertOptions are the choices of [Convert]. The zero value makes a sparse
+// raw file of a probed source.
+type ConvertOptions struct {
+	// SourceFormat is the format of every source; "" probes each.
+	SourceFormat string
+	SourceCache  CacheMode
+	// SourceNoLock reads sources that may be in use. DANGER: the copy may
+	// be of no one point in time.
+	SourceNoLock bool
+	// SourceUntrusted refuses sources that name other files.
+	SourceUntrusted bool
+	// Snapshot names an internal snapshot of the source, by ID or name.
+	Snapshot Snapshot
+
+	// Format of the target; "" is raw. Values are its creation options.
+	Format string
+	Values map[string]string
+	Cache  CacheMode // of the target; CacheUnsafe skips the final flush
+	// BackingFile becomes the target's backing file: what reads the same
+	// through it is not copied. BackingFormat must be given with it.
+	BackingFile, BackingFormat string
+	// NoCreate writes into an existing target of at least the sources'
+	// size. TargetZero promises that all of it reads as zeros.
+	NoCreate, TargetZero bool
+	// Compress stores compressed clusters.
+	Compress bool
+
+	// Sparse is the least number of zero bytes that become a hole; 0 means
+	// 4096. NoSparse writes everything, zeros too.
+	Sparse   int64
+	NoSparse bool
+	// Workers is the number of requests under way, 1 to 16; 0 means 8.
+	Workers int
+	// OutOfOrder lets writes happen as reads finish, which is faster and
+	// scatters the target. Compressed clusters always do.
+	OutOfOrder bool
+	// CopyRange lets the kernel copy, where it can, without the data
+	// passing through this process; zeros are then not looked for.
+	CopyRange bool
+	// Salvage puts zeros where the source cannot be read, and reports each
+	// place to Unreadable (from any goroutine, one call at a time).
+	Salvage    bool
+	Unreadable func(off int64, err error)
+	// RateLimit is in bytes written a second, 0 for none.
+	RateLimit int64
+	// Progress receives the bytes of the disk that are done, of the total,
+	// from any goroutine, one call at a time, ascending. May be nil.
+	Progress func(done, total int64)
+}
+
+// Snapshot names an internal snapshot. The zero value is none.
+type Snapshot struct {
+	// Name matches an ID, else a name. ID and Tag, if set, must both match.
+	Name, ID, Tag string
+}
+
+// Errors of [Convert].
+var (
+	ErrTargetTooSmall = errors.New("output file is smaller than input file")
+	ErrNoCompression  = fmt.Errorf("format does not store compressed data: %w", block.ErrUnsupported)
+	ErrSourceIsTarget = errors.New("source and target are the same file")
+	ErrNoSnapshot     = errors.New("no such snapshot")
+	// ErrSnapshotFormat: the source's format has no snapshots.
+	ErrSnapshotFormat = fmt.Errorf("format has no internal snapshots: %w", block.ErrUnsupported)
+)
+
+// CopyError says where in the disk a conversion stopped.
+type CopyError struct {
+	Writing bool
+	Offset  int64 // guest offset of the request, in bytes
+	Err     error
+}
+
+// Error names the offset and the cause.
+func (e *CopyError) Error() string {
+	verb := "reading"
+	if e.Writing {
+		verb = "writing"
+	}
+	return fmt.Sprintf("%s at byte %d: %v", verb, e.Offset, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *CopyError) Unwrap() error { return e.Err }
+
+// TargetError says that the target could not be made.
+type TargetError struct {
+	Name, Format string
+	Err          error
+}
+
+// Error names target and cause.
+func (e *TargetError) Error() string {
+	return fmt.Sprintf("%s: error while converting %s: %v", e.Name, e.Format, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *TargetError) Unwrap() error { return e.Err }
+
+// Convert copies the sources, one behind the other, to target. A target that
+// it made is removed when it fails or ctx is cancelled.
+func Convert(ctx context.Context, sources []string, target string, opts ConvertOptions) (err error) {
+	if len(sources) == 0 {
+		return fmt.Errorf("convert to %s: no source", target)
+	}
+	if opts.Format == "" {
+		opts.Format = rawName
+	}
+	drv := all.Find(opts.Format)
+	if drv == nil {
+		return &UnknownFormatError{Format: opts.Format}
+	}
+	c := &conversion{opts: opts}
+	defer func() { err = errors.Join(err, c.closeSources()) }()
+	if err := c.openSources(ctx, sources); err != nil {
+		return err
+	}
+	if err := c.checkTarget(drv, target); err != nil {
+		return err
+	}
+	var made madeFile
+	if !opts.NoCreate {
+		if made, err = c.create(ctx, drv, target); err != nil {
+			return &TargetError{Name: target, Format: opts.Format, Err: err}
+		}
+	}
+	if err := c.copyTo(ctx, target); err != nil {
+		if made.path != "" {
+			made.undo()
+		}
+		return err
+	}
+	return nil
+}
+
+// copyTo opens the target, which exists now, and fills it.
+func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
+	im, err := Open(ctx, target, Options{Format: c.opts.Format, Writable: true, Cache: c.opts.Cache})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, im.Close()) }()
+	if err := c.setTarget(im); err != nil {
+		return err
+	}
+	if err := c.run(ctx); err != nil {
+		return err
+	}
+	if c.opts.Cache == CacheUnsafe {
+		return nil
+	}
+	if err := c.dst.Flush(); err != nil {
+		return fmt.Errorf("%s: %w", target, err)
+	}
+	return nil
+}
+
+// source is one image to copy, and where in the target it begins.
+type source struct {
+	im          *Image
+	start, size int64
+}
+
+func (c *conversion) openSources(ctx context.Context, names []string) error {
+	for _, name := range names {
+		im, err := Open(ctx, name, Options{
+			Format: c.opts.SourceFormat, Cache: c.opts.SourceCache, NoLock: c.opts.SourceNoLock,
+			Untrusted: c.opts.SourceUntrusted, use: useSource,
+		})
+		if err != nil {
+			return err
+		}
+		size := (im.Node().Size() + block.SectorSize - 1) / block.SectorSize * block.SectorSize
+		c.srcs = append(c.srcs, source{im, c.total, size})
+		c.total += size
+	}
+	if c.opts.Snapshot != (Snapshot{}) {
+		return c.findSnapshot()
+	}
+	return nil
+}
+
+// findSnapshot says why an internal snapshot cannot be read: formats have no
+// contract for that yet.
+func (c *conversion) findSnapshot() error {
+	im := c.srcs[0].im
+	inf, ok := block.As[format.Informer](im.Node())
+	if !ok {
+		return fmt.Errorf("%s: %w", im.Format(), ErrSnapshotFormat)
+	}
+	info, err := inf.ImageInfo()
+	if err != nil {
+		return err
+	}
+	if im.Format() == rawName {
+		return fmt.Errorf("%s: %w", im.Format(), ErrSnapshotFormat)
+	}
+	want := c.opts.Snapshot
+	for _, s := range info.Snapshots {
+		if want.Name != "" && (s.ID == want.Name || s.Name == want.Name) ||
+			want.Name == "" && (want.ID == "" || want.ID == s.ID) && (want.Tag == "" || want.Tag == s.Name) {
+			return fmt.Errorf("reading the internal snapshot %q of %s: %w", s.Name, im.Layers()[0].Name, block.ErrUnsupported)
+		}
+	}
+	return ErrNoSnapshot
+}
+
+func (c *conversion) closeSources() error {
+	var err error
+	for _, s := range c.srcs {
+		err = errors.Join(err, s.im.Close())
+	}
+	return err
+}
+
+// checkTarget refuses what cannot work before anything is touched.
+func (c *conversion) checkTarget(drv format.Driver, target string) error {
+	switch {
+	case c.opts.Compress && !hasOption(drv, "compression_type"):
+		return ErrNoCompression
+	case c.opts.BackingFile != "" && !hasOption(drv, "backing_file"):
+		return &NoBackingSupportError{Format: drv.Name()}
+	case c.opts.BackingFile != "" && c.opts.BackingFormat == "":
+		return &NoBackingFormatError{}
+	}
+	loc, err := parseName(target)
+	if err != nil {
+		return err
+	}
+	// The locks find this out too, but not where they are left out.
+	st, err := os.Stat(loc.path)
+	if err != nil || !c.opts.SourceNoLock {
+		return nil
+	}
+	for _, s := range c.srcs {
+		for _, l := range s.im.Layers() {
+			if same, err := os.Stat(l.file.Name()); err == nil && os.SameFile(st, same) {
+				return fmt.Errorf("convert %s to %s: %w", l.Name, target, ErrSourceIsTarget)
+			}
+		}
+	}
+	return nil
+}
+
+// create makes the target.
+func (c *conversion) create(ctx context.Context, drv format.Driver, target string) (madeFile, error) {
+	p, err := PlanCreate(ctx, target, CreateOptions{
+		Format: drv.Name(), Size: c.total, Values: c.opts.Values,
+		BackingFile: c.opts.BackingFile, BackingFormat: c.opts.BackingFormat,
+		Unchecked: true, NoFlush: true,
+	})
+	if err != nil {
+		return madeFile{}, err
+	}
+	_, statErr := os.Lstat(p.path)
+	return madeFile{path: p.path, isNew: os.IsNotExist(statErr)}, p.Create(ctx)
+}

@@ -1,0 +1,268 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/format/all"
+	"github.com/lamina-vm/lamina/protocol/file"
+)
+
+// CreateOptions are the choices of [Create].
+type CreateOptions struct {
+	// Format is the format's name. Empty means raw.
+	Format string
+	// Size is the virtual size in bytes; it is rounded up to 512.
+	Size int64
+	// SizeFromBacking takes the backing file's virtual size instead of Size.
+	SizeFromBacking bool
+	// Values are the format's own options, spelled as for `qemu-img -o`.
+	Values map[string]string
+	// BackingFile is the name to record, "" for none. It is relative to the
+	// folder of the new image, not to the working directory.
+	BackingFile string
+	// BackingFormat is the backing file's format. It must be given: a
+	// format that is guessed at each start can be changed by the guest.
+	BackingFormat string
+	// Unchecked records the backing file without opening it.
+	Unchecked bool
+	// NoFlush returns before the new image is safe from a power loss.
+	NoFlush bool
+}
+
+// ErrNoBackingFormat is for a backing file without its format.
+var ErrNoBackingFormat = errors.New("backing file specified without backing format")
+
+// ErrNoSize is for a new image without a size.
+var ErrNoSize = errors.New("image creation needs a size")
+
+// NoBackingFormatError matches [ErrNoBackingFormat] and says what the backing
+// file's format seems to be.
+type NoBackingFormatError struct{ Detected string } // "" where it was not opened
+
+// Error names the detected format.
+func (e *NoBackingFormatError) Error() string {
+	if e.Detected == "" {
+		return ErrNoBackingFormat.Error()
+	}
+	return fmt.Sprintf("%v: it looks like %s", ErrNoBackingFormat, e.Detected)
+}
+
+// Is makes the error match [ErrNoBackingFormat].
+func (e *NoBackingFormatError) Is(target error) bool { return target == ErrNoBackingFormat }
+
+// NoBackingSupportError is for a backing file in a format that has none.
+type NoBackingSupportError struct{ Format string }
+
+// Error names the format.
+func (e *NoBackingSupportError) Error() string {
+	return fmt.Sprintf("format %s has no backing files", e.Format)
+}
+
+// Is makes the error match [block.ErrUnsupported].
+func (e *NoBackingSupportError) Is(target error) bool { return target == block.ErrUnsupported }
+
+// CreatePlan is an image that can be made: names, formats and the backing
+// file have been checked, nothing has been written.
+type CreatePlan struct {
+	Name string
+	Size int64 // virtual size in bytes
+
+	opts CreateOptions
+	drv  format.Driver
+	path string
+}
+
+// PlanCreate checks what Create would do, and opens the backing file for its
+// size and format.
+func PlanCreate(ctx context.Context, name string, opts CreateOptions) (*CreatePlan, error) {
+	if opts.Format == "" {
+		opts.Format = rawName
+	}
+	p := &CreatePlan{Name: name, Size: opts.Size, opts: opts, drv: all.Find(opts.Format)}
+	if p.drv == nil {
+		return nil, &UnknownFormatError{Format: opts.Format}
+	}
+	loc, err := parseName(name)
+	if err != nil {
+		return nil, err
+	}
+	p.path = loc.path
+	if opts.BackingFile != "" || opts.BackingFormat != "" {
+		if !hasOption(p.drv, "backing_file") {
+			return nil, &NoBackingSupportError{Format: opts.Format}
+		}
+	}
+	if opts.BackingFile != "" {
+		if err := p.inspectBacking(ctx); err != nil {
+			return nil, err
+		}
+	} else if opts.SizeFromBacking {
+		return nil, ErrNoSize
+	}
+	if p.Size < 0 {
+		return nil, fmt.Errorf("%s: size %d: %w", name, p.Size, block.ErrOutOfRange)
+	}
+	return p, nil
+}
+
+// hasOption says whether a format has a creation option, by which it also
+// says what it can do.
+func hasOption(drv format.Driver, name string) bool {
+	for _, o := range drv.Options() {
+		if o.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *CreatePlan) inspectBacking(ctx context.Context) error {
+	o := &p.opts
+	if !o.Unchecked {
+		full := combine(p.path, o.BackingFile)
+		// As stock: no locks, for the backing file of a running machine is
+		// a backing file all the same; only its size is taken.
+		im, err := Open(ctx, full, Options{Format: o.BackingFormat, NoLock: true, use: useInfo})
+		if err != nil {
+			var open *OpenError
+			if errors.As(err, &open) {
+				err = open.Err
+			}
+			return &BackingError{Overlay: p.Name, Name: o.BackingFile, Err: err}
+		}
+		if o.SizeFromBacking {
+			p.Size = im.Node().Size()
+		}
+		detected := im.Format()
+		if err := im.Close(); err != nil {
+			return &BackingError{Overlay: p.Name, Name: o.BackingFile, Err: err}
+		}
+		if o.BackingFormat == "" {
+			return &NoBackingFormatError{Detected: detected}
+		}
+	}
+	if o.BackingFormat == "" {
+		return &NoBackingFormatError{}
+	}
+	if o.Unchecked && o.SizeFromBacking {
+		return ErrNoSize
+	}
+	return nil
+}
+
+// Create makes a new image file, or makes an existing file into one. An
+// image that cannot be completed is removed.
+func Create(ctx context.Context, name string, opts CreateOptions) error {
+	p, err := PlanCreate(ctx, name, opts)
+	if err != nil {
+		return err
+	}
+	return p.Create(ctx)
+}
+
+// Create carries the plan out.
+func (p *CreatePlan) Create(ctx context.Context) (err error) {
+	f, made, err := createFile(p.path, p.drv.Name())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			made.undo()
+		}
+	}()
+	values := p.opts.Values
+	if values == nil {
+		values = map[string]string{}
+	} else {
+		values = maps.Clone(values)
+	}
+	opts := format.CreateOptions{
+		Values:        values,
+		Filename:      p.Name,
+		BackingFile:   p.opts.BackingFile,
+		BackingFormat: p.opts.BackingFormat,
+	}
+	if err := setAttributes(p.path, values); err != nil {
+		return err
+	}
+	size := p.Size
+	if err := p.drv.Create(ctx, f, size, opts); err != nil {
+		return err
+	}
+	if p.opts.NoFlush {
+		return nil
+	}
+	return f.Flush()
+}
+
+// madeFile remembers what was there before, so that it can be undone.
+type madeFile struct {
+	path  string
+	isNew bool
+}
+
+// createFile makes the empty file for a new image.
+func createFile(path, formatName string) (*file.File, madeFile, error) {
+	locks := file.CreateLocks()
+	made := madeFile{path: path}
+	_, err := os.Lstat(path)
+	made.isNew = errors.Is(err, fs.ErrNotExist)
+	f, err := file.Create(path, file.Options{Locks: &locks, Growable: formatName != rawName})
+	return f, made, err
+}
+
+// undo removes a file that was not there before, and empties one that was:
+// its old content is gone already, and half an image would look like one.
+// Errors do not matter beside the one that led here.
+func (m madeFile) undo() {
+	if m.isNew {
+		_ = os.Remove(m.path)
+		return
+	}
+	if st, err := os.Stat(m.path); err == nil && st.Mode().IsRegular() {
+		_ = os.Truncate(m.path, 0)
+	}
+}
+
+// OverlayOptions are the choices of [Overlay].
+type OverlayOptions struct {
+	// Base is the backing file to record: absolute, or relative to the
+	// folder of the overlay. BaseFormat is its format, never probed.
+	Base, BaseFormat string
+	// Size is the base's virtual size in bytes, or a larger one. With 0
+	// the base is opened to find it out.
+	Size int64
+	// Flush makes the overlay safe from power loss before Overlay returns.
+	// It costs more than all the rest; who makes many does one syncfs.
+	Flush bool
+}
+
+// Overlay makes a new, empty qcow2 overlay. It fails with an error that
+// matches fs.ErrExist where there is a file of that name. It is the quick
+// way for a store: with Size given, the base is not touched.
+func Overlay(ctx context.Context, path string, opts OverlayOptions) error {
+	if opts.BaseFormat == "" {
+		return &NoBackingFormatError{}
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return &fs.PathError{Op: "create overlay", Path: path, Err: fs.ErrExist}
+	}
+	return Create(ctx, path, CreateOptions{
+		Format:          "qcow2",
+		Size:            opts.Size,
+		SizeFromBacking: opts.Size == 0,
+		BackingFile:     opts.Base,
+		BackingFormat:   opts.BaseFormat,
+		Unchecked:       opts.Size != 0,
+		NoFlush:         !opts.Flush,
+	})
+}

@@ -1,0 +1,338 @@
+// Package image does what one does to virtual disks of any format: open one
+// with its backing chain, make, describe, map, check, resize and convert.
+//
+// It plans and executes and prints nothing: what there is to say comes back
+// as values and errors. Long operations take a context and stop when it is
+// cancelled; what they were making is then removed.
+//
+// Names are file names, relative to the working directory, optionally with the
+// prefix "file:". Names of other protocols ("nbd:...") are refused, so a file
+// whose name has a colon before the first slash is written as "./a:b".
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/format/all"
+	"github.com/lamina-vm/lamina/protocol/file"
+)
+
+// CacheMode is how writes and reads go through the host's page cache.
+type CacheMode string
+
+// The cache modes of QEMU. The zero value means CacheWriteback.
+const (
+	// CacheWriteback: through the page cache; Flush makes writes durable.
+	CacheWriteback CacheMode = "writeback"
+	// CacheNone: O_DIRECT, past the page cache.
+	CacheNone CacheMode = "none"
+	// CacheWritethrough: every write is durable when it returns.
+	CacheWritethrough CacheMode = "writethrough"
+	// CacheDirectsync: O_DIRECT, and every write durable when it returns.
+	CacheDirectsync CacheMode = "directsync"
+	// CacheUnsafe: flushes are skipped. DANGER: a power loss leaves a
+	// damaged image. For images that are made in one go and can be made again.
+	CacheUnsafe CacheMode = "unsafe"
+)
+
+// ParseCacheMode returns the mode of that name ("off" is an old name of none).
+func ParseCacheMode(name string) (CacheMode, error) {
+	switch m := CacheMode(name); m {
+	case CacheWriteback, CacheNone, CacheWritethrough, CacheDirectsync, CacheUnsafe:
+		return m, nil
+	case "off":
+		return CacheNone, nil
+	}
+	return "", fmt.Errorf("cache mode %q: %w", name, block.ErrUnsupported)
+}
+
+// Options are the choices of [Open]. The zero value opens read-only, probes
+// the format, takes QEMU's image locks and opens the whole backing chain.
+type Options struct {
+	// Format is the format's name; "" probes. DANGER: never probe an image
+	// whose first bytes a guest could write and that may be raw.
+	Format string
+	// Writable opens the image itself for writing; backing files are always
+	// read-only.
+	Writable bool
+	// Cache is the cache mode of the image itself and of its backing files.
+	Cache CacheMode
+	// NoLock neither takes nor heeds image locks (`-U`). DANGER: what is
+	// read may be half of another process's change. Read-only.
+	NoLock bool
+	// NoBacking leaves the backing file closed: ranges that only it holds
+	// fail to read.
+	NoBacking bool
+	// Untrusted refuses images that name other files, with an error that
+	// matches block.ErrUntrusted.
+	Untrusted bool
+	// ForCheck opens a damaged image as far as Check needs it.
+	ForCheck bool
+
+	use use
+}
+
+// use is what an image is opened for, which decides its locks.
+type use uint8
+
+const (
+	useContent use = iota // read or write the guest's data
+	useInfo               // only headers are read
+	useSource             // read what nobody may change meanwhile
+	useResize
+)
+
+// Layer is one image of a backing chain.
+type Layer struct {
+	// Name is the file's name as it was opened: the user's own for the
+	// first, resolved against the overlay's folder for the others.
+	Name string
+	// Format is the driver's name; Probed says that it was guessed.
+	Format string
+	Probed bool
+	// Node is the disk from this layer down. It belongs to the Image.
+	Node block.Node
+
+	file *file.File
+}
+
+// ProbedRaw reports whether the layer was taken for raw only because it is
+// nothing else. Its first sector is then protected against becoming the
+// header of another format.
+func (l *Layer) ProbedRaw() bool { return l.Probed && l.Format == rawName }
+
+// DiskSize returns the bytes that the layer's file takes on the host.
+func (l *Layer) DiskSize() (int64, error) { return l.file.DiskSize() }
+
+// Image is an open disk image with its backing chain.
+type Image struct {
+	layers []*Layer
+}
+
+// Node returns the disk that the guest sees. It belongs to the Image.
+func (im *Image) Node() block.Node { return im.layers[0].Node }
+
+// Layers returns the chain, the image itself first, its base last.
+func (im *Image) Layers() []*Layer { return im.layers }
+
+// Format returns the name of the image's own format.
+func (im *Image) Format() string { return im.layers[0].Format }
+
+// Close closes the whole chain.
+func (im *Image) Close() error { return im.layers[0].Node.Close() }
+
+const rawName = "raw"
+
+// Open opens a disk image. Errors match the sentinels of package block
+// (ErrInUse, ErrNotFormat, ErrUnknownFormat, ErrBackingLoop, ErrCorrupt, ...)
+// and those of package io/fs. Those about a file of the chain are, or wrap,
+// an *[OpenError].
+func Open(ctx context.Context, name string, opts Options) (*Image, error) {
+	c := &chain{opts: opts}
+	if _, err := c.open(ctx, name, opts.Format, true); err != nil {
+		return nil, &OpenError{Name: name, Err: err}
+	}
+	return &Image{layers: c.layers}, nil
+}
+
+// chain is a backing chain while it is being opened.
+type chain struct {
+	opts   Options
+	layers []*Layer
+}
+
+// open opens one file of the chain, which opens those below it.
+func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*Layer, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	loc, err := parseName(name)
+	if err != nil {
+		return nil, err
+	}
+	if formatName == "" {
+		formatName = loc.format
+	}
+	l := &Layer{Name: name}
+	if loc.path != "" {
+		l.Name = loc.path
+	}
+	if top {
+		l.Name = name
+	}
+	drv, err := c.openFile(l, loc.path, formatName, top)
+	if err != nil {
+		return nil, err
+	}
+	for _, above := range c.layers {
+		if above.file.SameFile(l.file) {
+			_ = l.file.Close()
+			return nil, fmt.Errorf("%s is in the chain already, as %s: %w", l.Name, above.Name, block.ErrBackingLoop)
+		}
+	}
+	c.layers = append(c.layers, l)
+	if err := c.openDisk(ctx, l, drv, loc.path, top); err != nil {
+		_ = l.file.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// openFile opens and locks the layer's file and decides its format. Probing
+// comes before the locks because they depend on the format: who reads a raw
+// image does not mind a writer.
+func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Driver, error) {
+	writable := top && c.opts.Writable
+	var drv format.Driver
+	if formatName != "" {
+		if drv = all.Find(formatName); drv == nil {
+			return nil, &UnknownFormatError{Format: formatName}
+		}
+	}
+	opts := file.Options{
+		Writable: writable,
+		Direct:   c.opts.Cache == CacheNone || c.opts.Cache == CacheDirectsync,
+		Sync:     c.opts.Cache == CacheWritethrough || c.opts.Cache == CacheDirectsync,
+		NoLock:   c.opts.NoLock,
+	}
+	if drv == nil && writable {
+		// Whether the file may grow by itself is decided when it is opened.
+		var err error
+		if drv, err = probeFile(path); err != nil {
+			return nil, err
+		}
+		l.Probed = true
+	}
+	opts.Locks = &file.Locks{}
+	if drv != nil {
+		locks := c.locks(drv.Name(), top)
+		opts.Locks, opts.Growable = &locks, writable && drv.Name() != rawName
+	}
+	f, err := file.Open(path, opts)
+	if err != nil {
+		return nil, err
+	}
+	if drv == nil {
+		l.Probed = true
+		drv, err = probe(f, path)
+		if locks := (file.Locks{}); err == nil && !c.opts.NoLock {
+			if locks = c.locks(drv.Name(), top); locks != (file.Locks{}) {
+				err = f.ChangeLocks(locks)
+			}
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	l.file, l.Format = f, drv.Name()
+	return drv, nil
+}
+
+// locks returns the locks that stock QEMU takes for the same use.
+func (c *chain) locks(formatName string, top bool) file.Locks {
+	raw := formatName == rawName
+	switch {
+	case !top:
+		return file.StableReadLocks()
+	case c.opts.use == useInfo && raw:
+		return file.Locks{}
+	case c.opts.use == useInfo:
+		return file.Locks{NotShared: file.PermWrite | file.PermResize}
+	case c.opts.use == useResize && raw:
+		return file.RawResizeLocks()
+	case c.opts.Writable:
+		return file.WriteLocks()
+	case raw && c.opts.use == useContent:
+		return file.SharedReadLocks()
+	}
+	return file.StableReadLocks()
+}
+
+// openDisk opens the format inside the layer's file.
+func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path string, top bool) error {
+	opts := format.OpenOptions{
+		Writable:  top && c.opts.Writable,
+		Filename:  l.Name,
+		Untrusted: c.opts.Untrusted,
+		ForCheck:  top && c.opts.ForCheck,
+		Unsafe:    c.opts.Cache == CacheUnsafe,
+	}
+	if !c.opts.NoBacking {
+		opts.Opener = &opener{c, path}
+	}
+	node, err := drv.Open(ctx, l.file, opts)
+	if errors.Is(err, block.ErrNotFormat) {
+		return &NotFormatError{Name: l.Name, Format: drv.Name()}
+	} else if err != nil {
+		return err
+	}
+	if l.ProbedRaw() && opts.Writable {
+		node = &guardedRaw{Node: node, name: l.Name}
+	}
+	l.Node = node
+	return nil
+}
+
+// opener opens what the image at path names.
+type opener struct {
+	c    *chain
+	path string
+}
+
+// OpenBacking implements [format.Opener].
+func (o *opener) OpenBacking(ctx context.Context, name, formatName string) (block.Node, error) {
+	if o.c.opts.Untrusted {
+		return nil, fmt.Errorf("%s: backing file %q: %w", o.path, name, block.ErrUntrusted)
+	}
+	l, err := o.c.open(ctx, combine(o.path, name), formatName, false)
+	if err != nil {
+		return nil, &BackingError{Overlay: o.path, Name: name, Err: err}
+	}
+	return l.Node, nil
+}
+
+// OpenData implements [format.Opener].
+func (o *opener) OpenData(_ context.Context, name string, writable bool) (block.Node, error) {
+	if o.c.opts.Untrusted {
+		return nil, fmt.Errorf("%s: external data file %q: %w", o.path, name, block.ErrUntrusted)
+	}
+	loc, err := parseName(combine(o.path, name))
+	if err != nil {
+		return nil, err
+	}
+	return file.Open(loc.path, file.Options{
+		Writable: writable,
+		Direct:   o.c.opts.Cache == CacheNone || o.c.opts.Cache == CacheDirectsync,
+		Sync:     o.c.opts.Cache == CacheWritethrough || o.c.opts.Cache == CacheDirectsync,
+		NoLock:   o.c.opts.NoLock,
+		Growable: writable,
+	})
+}
+
+// probeFile probes a file that is not open yet.
+func probeFile(path string) (format.Driver, error) {
+	f, err := file.Open(path, file.Options{NoLock: true})
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return probe(f, path)
+}
+
+func probe(f *file.File, path string) (format.Driver, error) {
+	prefix := make([]byte, min(format.ProbeSize, f.Size()))
+	if _, err := f.ReadAt(prefix, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read the beginning of %s to find its format: %w", path, err)
+	}
+	drv := all.Probe(prefix, path)
+	if drv == nil {
+		return nil, fmt.Errorf("%s: could not determine the format: %w", path, block.ErrUnknownFormat)
+	}
+	return drv, nil
+}

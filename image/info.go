@@ -1,0 +1,90 @@
+package image
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+)
+
+// Info describes one image of a chain, as `qemu-img info` does.
+type Info struct {
+	format.Info
+	// Filename is the name as it was opened.
+	Filename string
+	// VirtualSize and DiskSize are in bytes: what the guest sees, and what
+	// the file takes on the host.
+	VirtualSize, DiskSize int64
+	// FullBackingFile is the backing file's name resolved against the
+	// image's folder, "" where there is none.
+	FullBackingFile string
+	// Probed says that the format was guessed.
+	Probed bool
+}
+
+// InfoOptions are the choices of [Inspect].
+type InfoOptions struct {
+	Format    string // as in Options
+	NoLock    bool   // as in Options
+	Untrusted bool   // as in Options
+	// Chain describes the backing files too.
+	Chain bool
+}
+
+// Inspect describes an image: one Info, or with opts.Chain one for each image
+// of the backing chain, top first. Only headers are read, and without Chain
+// the backing file need not exist.
+func Inspect(ctx context.Context, name string, opts InfoOptions) ([]Info, error) {
+	var infos []Info
+	// Not by way of Open: each image must be described with what its own
+	// header says, also where a lower one is missing.
+	c := &chain{opts: Options{NoLock: opts.NoLock, Untrusted: opts.Untrusted, NoBacking: true, use: useInfo}}
+	var open []block.Node
+	defer func() {
+		for _, n := range open {
+			_ = n.Close() // nothing was written
+		}
+	}()
+	formatName := opts.Format
+	for name != "" {
+		l, err := c.open(ctx, name, formatName, true)
+		if err != nil {
+			return nil, &OpenError{Name: name, Err: err}
+		}
+		open = append(open, l.Node)
+		info, err := describe(l)
+		if err != nil {
+			return nil, fmt.Errorf("describe %s: %w", name, err)
+		}
+		infos = append(infos, info)
+		if !opts.Chain {
+			break
+		}
+		name, formatName = info.FullBackingFile, info.BackingFormat
+	}
+	return infos, nil
+}
+
+func describe(l *Layer) (Info, error) {
+	info := Info{Filename: l.Name, Probed: l.Probed, VirtualSize: l.Node.Size()}
+	if inf, ok := block.As[format.Informer](l.Node); ok {
+		var err error
+		if info.Info, err = inf.ImageInfo(); err != nil {
+			return info, err
+		}
+	}
+	info.Format = l.Format
+	var err error
+	if info.DiskSize, err = l.file.DiskSize(); err != nil {
+		return info, err
+	}
+	if info.BackingFile != "" {
+		loc, err := parseName(l.Name)
+		if err != nil {
+			return info, err
+		}
+		info.FullBackingFile = combine(loc.path, info.BackingFile)
+	}
+	return info, nil
+}
