@@ -70,6 +70,9 @@ func New(w io.Writer, opt Options) *Display {
 	return &Display{out: w, opt: opt}
 }
 
+// Terminal says whether the display is a live block rather than lines.
+func (d *Display) Terminal() bool { return d.opt.Terminal }
+
 // Task begins a task. The name is shown before everything that it says.
 func (d *Display) Task(name string) *Task {
 	d.mu.Lock()

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lamina-vm/lamina/internal/api"
+)
+
+const rootLong = `Lamina takes a disk image to machines at their login prompt, each on a thin
+overlay of the image.
+
+Everything that Lamina keeps (templates, machines, downloads, sockets) lies in
+LAMINA_HOME if that is set, else in /var/lib/lamina, /var/cache/lamina and
+/run/lamina for root and in the XDG folders for a user. Two homes never meet.
+The daemon laminad owns the running machines; it is started when a verb needs
+it and ends by itself when it has nothing to do.`
+
+const rootExample = `  lamina pull debian:12
+  lamina run debian:12 --name web --cpus 2 --memory 1G -p 8080:80
+  lamina ssh web
+  lamina template import debian.qcow2 --name web-template
+  lamina clone web-template 'w-{01..10}' --start
+  lamina rm -f 'w-*'`
+
+// The groups of the help.
+const (
+	groupMachines = "machines"
+	groupImages   = "images"
+	groupOther    = "other"
+)
+
+// newRoot builds the command tree.
+func newRoot(a *app) *cobra.Command {
+	cobra.EnableCommandSorting = false
+	root := &cobra.Command{
+		Use:     "lamina",
+		Short:   "From a disk image to machines at their login prompt",
+		Long:    rootLong,
+		Example: rootExample,
+		Version: api.BuildVersion,
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownVerb(cmd, args[0])
+			}
+			cmd.SetOut(a.stderr)
+			if err := cmd.Help(); err != nil {
+				return err
+			}
+			return usagef("no verb given")
+		},
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+	}
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetIn(a.stdin)
+	root.SetVersionTemplate("lamina {{.Version}}\n")
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(newHelp())
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddGroup(
+		&cobra.Group{ID: groupMachines, Title: "Machines:"},
+		&cobra.Group{ID: groupImages, Title: "Images:"},
+		&cobra.Group{ID: groupOther, Title: "Other:"})
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add(groupMachines, newRun(a), newClone(a), newLs(a), newInfo(a), newSSH(a), newConsole(a),
+		newScreen(a), newLogs(a), newStart(a), newStop(a), newRm(a))
+	add(groupImages, newPull(a), newTemplate(a), newImg())
+	add(groupOther, newDaemon(a), newVersion(a), newCompletion())
+	root.AddCommand(newMan())
+	finish(root)
+	return root
+}
+
+// finish makes every verb's mistakes usage errors.
+func finish(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return usageError{err}
+			}
+			return nil
+		}
+	}
+	cmd.DisableFlagsInUseLine = true
+	for _, c := range cmd.Commands() {
+		finish(c)
+	}
+}
+
+// unknownVerb says which verb may have been meant.
+func unknownVerb(cmd *cobra.Command, name string) error {
+	var known []string
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			known = append(known, c.Name())
+		}
+	}
+	hint := ""
+	if near := nearest(name, known); near != "" {
+		hint = "; did you mean " + near + "?"
+	}
+	return usagef("unknown verb %q%s", name, hint)
+}
+
+// verbs makes a command that only holds others.
+func verbs(cmd *cobra.Command, under ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknownVerb(c, args[0])
+		}
+		return usagef("%s: no verb given; one of %s", c.Name(), strings.Join(verbNames(c), ", "))
+	}
+	cmd.AddCommand(under...)
+	return cmd
+}
+
+func verbNames(cmd *cobra.Command) []string {
+	var list []string
+	for _, c := range cmd.Commands() {
+		list = append(list, c.Name())
+	}
+	return list
+}
