@@ -38,6 +38,7 @@ type Hints struct {
 	DiskBus string // "ide", ...
 	HasSeed bool   // a NoCloud seed is attached
 	TCG     bool   // no hardware virtualization: everything takes longer
+	Name    string // the machine's, for the commands that a Problem advises
 }
 
 // Options are the choices of Watch.
