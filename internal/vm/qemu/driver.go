@@ -1,10 +1,21 @@
 // Package qemu runs machines with a QEMU binary and nothing else.
+//
+// A machine is one QEMU process in the machine's folder. It is on record in
+// that folder (home.RunFile), so that a later process can adopt it; it needs
+// nobody to keep running.
 package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
 
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -20,20 +31,257 @@ type Options struct {
 
 // Driver starts machines as QEMU processes. It is safe for concurrent use.
 type Driver struct {
-	opts Options
+	opts  Options
+	kvm   *kvmMemory
+	ports portPicker
+
+	// noSandbox: this QEMU was built without its seccomp filter.
+	noSandbox atomic.Bool
+	// kvmDevice is the path of /dev/kvm, another one in tests.
+	kvmDevice string
+	// kvmWatch is how long the first guest under KVM on a host is watched
+	// before the start counts as good, kvmGlance how long every later one.
+	kvmWatch, kvmGlance time.Duration
 }
 
 // New returns a driver.
-func New(opts Options) *Driver { return &Driver{opts: opts} }
+func New(opts Options) *Driver {
+	return &Driver{
+		opts:      opts,
+		kvm:       newKVMMemory(opts.CacheDir),
+		kvmDevice: kvmDevice,
+		kvmWatch:  2 * time.Second,
+		kvmGlance: 100 * time.Millisecond,
+	}
+}
 
 var _ vm.Driver = (*Driver)(nil)
 
-// Start implements [vm.Driver].
+// startTimeout bounds the time from the start of QEMU to its monitor's
+// greeting, on the slowest of hosts.
+const startTimeout = 60 * time.Second
+
+// Start implements [vm.Driver]. It fills in the spec's defaults. The folder
+// is made if it is not there.
 func (d *Driver) Start(ctx context.Context, spec vm.Spec, dir string) (vm.Machine, error) {
-	return nil, fmt.Errorf("start %s: %w", spec.Name, vm.ErrNotRunning)
+	spec = spec.WithDefaults()
+	m, err := d.start(ctx, spec, dir)
+	if err != nil {
+		return nil, fmt.Errorf("start machine %q: %w", spec.Name, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) start(ctx context.Context, spec vm.Spec, dir string) (*machine, error) {
+	if err := errors.Join(spec.Validate(), spec.CheckFiles()); err != nil {
+		return nil, err
+	}
+	binary, err := findBinary(d.opts.Binary)
+	if err != nil {
+		return nil, err
+	}
+	dir, err = prepareDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	switch p, r, err := findRunning(ctx, dir); {
+	case err != nil:
+		return nil, err
+	case p != nil:
+		return nil, errors.Join(fmt.Errorf("it already runs, as process %d", r.Process.PID), p.letGo())
+	}
+	if err := rotateLogs(dir); err != nil {
+		return nil, err
+	}
+	return d.startAccelerated(ctx, launch{driver: d, binary: binary, dir: dir, spec: spec})
+}
+
+// startAccelerated tries KVM where that may work, and TCG after it.
+func (d *Driver) startAccelerated(ctx context.Context, l launch) (*machine, error) {
+	if l.spec.Accel == vm.AccelTCG {
+		return l.run(ctx, vm.AccelTCG, "", 0)
+	}
+	host, err := hostKey(l.binary)
+	if err != nil {
+		return nil, err
+	}
+	m, note, err := d.startKVM(ctx, l, host)
+	if err == nil || ctx.Err() != nil {
+		return m, err
+	}
+	if l.spec.Accel == vm.AccelKVM {
+		if note == "" { // QEMU's complaint is about something else
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %s", vm.ErrNoKVM, note)
+	}
+	tried := note == "" || !isKnown(err)
+	if note == "" {
+		note = err.Error()
+	}
+	m, err = l.run(ctx, vm.AccelTCG, "KVM does not run this machine, TCG is much slower: "+note, 0)
+	if err == nil && tried {
+		// The same machine runs without KVM: it was KVM.
+		err = d.kvm.learn(kvmVerdict{Host: host, Reason: note})
+		if err != nil {
+			// It runs; the next start finds out again.
+			return m, nil
+		}
+	}
+	return m, err
+}
+
+// errKVMKnown: there was no try, as its outcome is known.
+var errKVMKnown = errors.New("known not to work")
+
+func isKnown(err error) bool { return errors.Is(err, errKVMKnown) }
+
+// startKVM starts under KVM. With an error, note says why KVM does not run
+// machines here; it is empty where the error may well have another cause.
+func (d *Driver) startKVM(ctx context.Context, l launch, host string) (m *machine, note string, err error) {
+	if err := openKVM(d.kvmDevice); err != nil {
+		return nil, err.Error(), fmt.Errorf("%w: %w", errKVMKnown, err)
+	}
+	v, known := d.kvm.recall(host)
+	if known && !v.Works && l.spec.Accel == vm.AccelAuto {
+		return nil, v.Reason + " (remembered until the host is restarted)", errKVMKnown
+	}
+	watch := d.kvmWatch
+	if known && v.Works {
+		watch = d.kvmGlance
+	}
+	l.onKVMFailure = func(reason string) {
+		// A lost note costs the next start another try, no more.
+		_ = d.kvm.learn(kvmVerdict{Host: host, Reason: reason})
+	}
+	m, err = l.run(ctx, vm.AccelKVM, "", watch)
+	if err != nil {
+		return nil, kvmComplaint(err), err
+	}
+	// As above.
+	_ = d.kvm.learn(kvmVerdict{Host: host, Works: true})
+	return m, "", nil
+}
+
+// prepareDir returns dir without symbolic links, as /proc shows it, and made
+// for its owner alone.
+func prepareDir(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(abs, 0o700); err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
+}
+
+// rotateLogs keeps the serial log of the start before, and empties QEMU's.
+func rotateLogs(dir string) error {
+	serial := filepath.Join(dir, home.SerialLogFile)
+	err := os.Rename(serial, filepath.Join(dir, home.SerialLogOld))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// Made here, so that it is its owner's alone whatever QEMU's umask.
+	for _, path := range []string{serial, filepath.Join(dir, home.QEMULogFile)} {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findRunning returns the process that runs in dir, nil if none does; then
+// the leftovers of a dead one are gone. The folder's lock must be held.
+func findRunning(ctx context.Context, dir string) (*process, record, error) {
+	r, err := readRecord(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, r, removeRuntime(dir)
+	case err != nil:
+		return nil, r, fmt.Errorf("%w: end the QEMU process that works in %s, if there is one, and remove the file", err, dir)
+	}
+	if r.Process.PID == 0 {
+		// Its starter died before it could note the process.
+		if err := killStray(ctx, dir, r.Spec.UUID); err != nil {
+			return nil, r, err
+		}
+		return nil, r, removeRuntime(dir)
+	}
+	p, err := adopt(r.Process)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, r, removeRuntime(dir)
+	}
+	return p, r, err
+}
+
+// killStray ends a guest that has not executed yet: nothing of it is lost.
+func killStray(ctx context.Context, dir, uuid string) error {
+	ids, err := findStray(dir, uuid)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		p, err := adopt(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := p.kill(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Adopt implements [vm.Driver].
 func (d *Driver) Adopt(ctx context.Context, dir string) (vm.Machine, error) {
-	return nil, fmt.Errorf("%s: %w", dir, vm.ErrNotRunning)
+	m, err := d.adopt(ctx, dir)
+	if err != nil {
+		return nil, fmt.Errorf("machine in %s: %w", dir, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, vm.ErrNotRunning
+	}
+	dir, err := prepareDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	p, r, err := findRunning(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		return nil, vm.ErrNotRunning
+	}
+	m, err := attach(ctx, p, r, dir)
+	if err != nil {
+		return nil, errors.Join(err, p.letGo())
+	}
+	if err := m.resumeStart(ctx); err != nil {
+		return nil, errors.Join(err, m.Release())
+	}
+	go m.supervise()
+	return m, nil
 }

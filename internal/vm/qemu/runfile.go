@@ -1,0 +1,140 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// record is the content of home.RunFile: what another process needs to adopt
+// a machine. It is written without a process just before one is started, so
+// that a starter's death in between leaves a trace.
+type record struct {
+	Process identity   `json:"process"`
+	Info    vm.RunInfo `json:"info"`
+	Spec    vm.Spec    `json:"spec"`
+}
+
+// readRecord returns fs.ErrNotExist where no machine was started.
+func readRecord(dir string) (record, error) {
+	var r record
+	path := filepath.Join(dir, home.RunFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+// write replaces the record as one step.
+func (r record) write(dir string) error {
+	return writeJSON(filepath.Join(dir, home.RunFile), r)
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// lockDir takes the machine folder's lock, which is held while a machine is
+// started, adopted or cleaned up, never while it merely runs.
+func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("lock %s, which another start or stop holds: %w", dir, ctx.Err()), f.Close())
+		}
+	}
+}
+
+// removeRuntime removes what only a running machine has. The folder's lock
+// must be held and no QEMU run in it.
+func removeRuntime(dir string) error {
+	names := []string{home.PIDFile, home.QMPSocket, home.SerialSock, home.VNCSocket, home.RunFile + ".new"}
+	screens, err := filepath.Glob(filepath.Join(escapeGlob(dir), home.ScreenFiles))
+	errs := []error{err}
+	for _, s := range screens {
+		names = append(names, filepath.Base(s))
+	}
+	// The record goes last: while it is there, a next look cleans up again.
+	for _, n := range append(names, home.RunFile) {
+		if err := os.Remove(filepath.Join(dir, n)); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func escapeGlob(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
+}
+
+// lastWords returns the last lines of QEMU's log as one, without warnings
+// unless there is nothing else, "" for an empty log.
+func lastWords(dir string) string {
+	f, err := os.Open(filepath.Join(dir, home.QEMULogFile))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const window, most = 8192, 5
+	if st, err := f.Stat(); err == nil && st.Size() > window {
+		if _, err := f.Seek(-window, io.SeekEnd); err != nil {
+			return ""
+		}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, window))
+	if err != nil {
+		return ""
+	}
+	var words, warnings []string
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(strings.ToValidUTF8(line, "?"))
+		line = strings.TrimPrefix(line, program+": ")
+		switch {
+		case line == "" || strings.HasPrefix(line, logMark):
+		case strings.HasPrefix(line, "warning: "):
+			warnings = append(warnings, line)
+		default:
+			words = append(words, line)
+		}
+	}
+	if len(words) == 0 {
+		words = warnings
+	}
+	return strings.Join(words[max(0, len(words)-most):], "; ")
+}
