@@ -39,7 +39,7 @@ type Import struct {
 	// already, else Suggest if that is free, else one made of Source.
 	Name    string
 	Suggest string
-	User string // default user of its clones
+	User    string // default user of its clones
 }
 
 // Import makes a template of an image, or finds the one that was made of it

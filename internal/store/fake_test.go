@@ -1,0 +1,173 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// plainImages stands in for package image: a template is the source's bytes,
+// an overlay a line that names its backing file.
+type plainImages struct{}
+
+func (plainImages) Import(ctx context.Context, source, format, target string, progress func(done, total int64)) (int64, error) {
+	in, err := os.Open(source)
+	if err != nil {
+		return 0, err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(target, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return 0, err
+	}
+	n, err := io.Copy(out, in)
+	if err != nil {
+		return 0, err
+	}
+	if progress != nil {
+		progress(n, n)
+	}
+	return n &^ 511, out.Close()
+}
+
+func (plainImages) Overlay(ctx context.Context, path, backing string, size int64) error {
+	return os.WriteFile(path, []byte(fmt.Sprintf("overlay %s %d\n", backing, size)), 0o644)
+}
+
+// newStore opens the store of h with plain images.
+func newStore(t testing.TB, h home.Home) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), h, Options{Images: plainImages{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// writeImage makes a file that is imported as a template of 4 KiB.
+func writeImage(t testing.TB, path, content string) string {
+	t.Helper()
+	b := make([]byte, 4096)
+	copy(b, content)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func importImage(t testing.TB, s *Store, path, name string) api.Template {
+	t.Helper()
+	tmpl, _, err := s.Import(t.Context(), Import{Path: path, Name: name}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tmpl
+}
+
+// newMachines describes machines with a seed each.
+func newMachines(names ...string) []NewMachine {
+	var list []NewMachine
+	for _, n := range names {
+		list = append(list, NewMachine{
+			Name: n, User: "root", Config: api.MachineConfig{CPUs: 2, Password: "secret-password", UserData: []byte("secret-data")},
+			Spec: vm.Spec{Name: n, Disks: []vm.Disk{{Format: "qcow2"}, {Format: "raw"}}},
+			Seed: func() ([]byte, error) { return []byte("seed of " + n), nil },
+		})
+	}
+	return list
+}
+
+// requireWhole fails the test unless database and folders agree: what is
+// there is whole, and nothing else is there.
+func requireWhole(t testing.TB, s *Store) {
+	t.Helper()
+	ctx, h := t.Context(), s.Home()
+	for _, q := range []string{
+		`SELECT name FROM machines WHERE state <> 'ready'`, `SELECT digest FROM templates WHERE state <> 'ready'`,
+		`SELECT name FROM template_names WHERE digest NOT IN (SELECT digest FROM templates)`,
+		`SELECT path FROM sources WHERE digest NOT IN (SELECT digest FROM templates)`,
+		`SELECT "table" FROM pragma_foreign_key_check`,
+		`SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'`,
+	} {
+		if left, err := all(ctx, s.db, scanText, q); err != nil || len(left) > 0 {
+			t.Errorf("%s: %q, %v", q, left, err)
+		}
+	}
+	want := map[string]bool{}
+	templates, err := s.Templates(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tm := range templates {
+		path := h.TemplateDisk(tm.Digest)
+		want[path] = true
+		if st, err := os.Stat(path); err != nil || st.Mode() != 0o444 {
+			t.Errorf("template %s: %v, %v", tm.Name, st, err)
+		}
+		if err := s.Verify(ctx, tm.Digest); err != nil {
+			t.Error(err)
+		}
+	}
+	machines, err := s.Machines(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range machines {
+		want[s.Dir(m.ID)] = true
+		for i, content := range []string{"overlay ../../templates/" + m.Digest + ".qcow2 4096\n", "seed of " + m.Name} {
+			got, err := os.ReadFile(m.Spec.Disks[i].Path)
+			if err != nil || string(got) != content {
+				t.Errorf("machine %s: %s: %q, %v; want %q", m.Name, m.Spec.Disks[i].Path, got, err, content)
+			}
+			if st, err := os.Stat(m.Spec.Disks[i].Path); err != nil || st.Mode() != 0o600 {
+				t.Errorf("machine %s: %v, %v", m.Name, st, err)
+			}
+		}
+	}
+	for _, dir := range []string{h.Templates(), h.Machines()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if path := filepath.Join(dir, e.Name()); !want[path] {
+				t.Errorf("left behind: %s", path)
+			}
+		}
+	}
+}
+
+func machineNames(t testing.TB, s *Store) []string {
+	t.Helper()
+	list, err := s.Machines(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make([]string, 0, len(list))
+	for _, m := range list {
+		out = append(out, m.Name)
+	}
+	return out
+}
+
+// later makes a file's times differ from what they were.
+func later(t testing.TB, path string) {
+	t.Helper()
+	now := time.Now().Add(time.Second)
+	if err := os.Chtimes(path, now, now); err != nil {
+		t.Fatal(err)
+	}
+}
