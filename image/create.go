@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"strconv"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
@@ -191,8 +192,10 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 		BackingFile:   p.opts.BackingFile,
 		BackingFormat: p.opts.BackingFormat,
 	}
-	if err := setAttributes(p.path, values); err != nil {
-		return err
+	if p.drv.Name() != rawName {
+		if err := setAttributes(f, values); err != nil {
+			return err
+		}
 	}
 	size := p.Size
 	if err := p.drv.Create(ctx, f, size, opts); err != nil {
@@ -202,6 +205,25 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 		return nil
 	}
 	return f.Flush()
+}
+
+// setAttributes applies the options that concern the file, whatever format is
+// in it, and takes them out of values. They are hints: a file system that does
+// not have them is no error, as for the stock tool.
+func setAttributes(f *file.File, values map[string]string) error {
+	if values["nocow"] == "on" {
+		_ = f.SetNoCow()
+	}
+	if hint, ok := values["extent_size_hint"]; ok {
+		n, err := strconv.ParseInt(hint, 10, 64)
+		if err != nil || n < 0 {
+			return fmt.Errorf("%s: extent size hint %q is not a number of bytes: %w", f.Name(), hint, block.ErrOutOfRange)
+		}
+		_ = f.SetExtentHint(n)
+	}
+	delete(values, "nocow")
+	delete(values, "extent_size_hint")
+	return nil
 }
 
 // madeFile remembers what was there before, so that it can be undone.

@@ -65,16 +65,14 @@ func Resize(ctx context.Context, name string, opts ResizeOptions) (res ResizeRes
 	if res.New, err = newSize(res.Old, opts); err != nil {
 		return res, fmt.Errorf("%s: %w", name, err)
 	}
-	if res.New < res.Old {
-		switch {
-		case !opts.Shrink:
-			return res, fmt.Errorf("%s: %w", name, ErrNeedsShrink)
-		case opts.Prealloc != "" && opts.Prealloc != block.PreallocOff:
-			return res, fmt.Errorf("%s: %w", name, ErrPreallocShrink)
-		case !opts.Force:
-			if err := checkCut(name, im.Node(), res.New); err != nil {
-				return res, err
-			}
+	switch {
+	case res.New <= res.Old && opts.Prealloc != "" && opts.Prealloc != block.PreallocOff:
+		return res, fmt.Errorf("%s: %w", name, ErrPreallocShrink)
+	case res.New < res.Old && !opts.Shrink:
+		return res, fmt.Errorf("%s: %w", name, ErrNeedsShrink)
+	case res.New < res.Old && !opts.Force:
+		if err := checkCut(name, im.Node(), res.New); err != nil {
+			return res, err
 		}
 	}
 	r, ok := block.As[block.Resizer](im.Node())

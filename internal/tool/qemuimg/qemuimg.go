@@ -32,7 +32,14 @@ type verb struct {
 // verbs are the commands, in the order of the help. It is a function so that
 // nothing is built when a program that links this package starts.
 func verbs() []verb {
-	return []verb{}
+	return []verb{
+		{"check", (*tool).check, checkSyntax},
+		{"convert", (*tool).convert, convertSyntax},
+		{"create", (*tool).create, createSyntax},
+		{"info", (*tool).info, infoSyntax},
+		{"map", (*tool).mapVerb, mapSyntax},
+		{"resize", (*tool).resize, resizeSyntax},
+	}
 }
 
 // later are the verbs of the stock tool that are not there yet.
@@ -123,14 +130,19 @@ func (t *tool) flush() {
 // name. What was printed before appears before it.
 func (t *tool) errorf(format string, args ...any) {
 	t.flush()
+	t.stderrf(t.prog+": "+format+"\n", args...)
+}
+
+// stderrf writes to standard error as it is.
+func (t *tool) stderrf(format string, args ...any) {
 	// Where standard error is gone there is nobody left to tell.
-	_, _ = fmt.Fprintf(t.stderr, t.prog+": "+format+"\n", args...)
+	_, _ = fmt.Fprintf(t.stderr, format, args...)
 }
 
 // exit reports a command line that makes no sense, with the pointer to the help.
 func (t *tool) exit(format string, args ...any) int {
 	t.errorf(format, args...)
-	_, _ = fmt.Fprintf(t.stderr, "Try '%s --help' for more information\n", t.prog)
+	t.stderrf("Try '%s --help' for more information\n", t.prog)
 	return exitFailed
 }
 

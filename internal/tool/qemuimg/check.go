@@ -1,0 +1,178 @@
+package qemuimg
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
+const checkSyntax = "[--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] filename"
+
+// Exit statuses of check, beside exitOK and exitFailed.
+const (
+	exitCorrupt  = 2  // the image is corrupt
+	exitLeaks    = 3  // the image has leaked clusters, and no other harm
+	exitNoChecks = 63 // the format has nothing to check
+)
+
+// checkArgs is the command line of check.
+type checkArgs struct {
+	src    source
+	opts   image.CheckOptions
+	out    string
+	hasOut bool
+	cache  string
+	quiet  bool
+}
+
+func (t *tool) check(args []string) int {
+	var a checkArgs
+	p := getopt.New(args, ":hf:r:T:qU", []getopt.Long{
+		longHelp, longFormat, {Name: "repair", Arg: getopt.RequiredArgument, Val: 'r'}, longOutput, longObject, longImageOpts, longForce,
+	})
+	for {
+		o, err := p.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return t.badOption(err)
+		}
+		switch o.Val {
+		case 'h':
+			return t.help()
+		case 'f':
+			a.src.format = o.Arg
+		case 'r':
+			switch o.Arg {
+			case "leaks":
+				a.opts.Repair = block.RepairLeaks
+			case "all":
+				a.opts.Repair = block.RepairAll
+			default:
+				return t.exit("Unknown option value for -r (expecting 'leaks' or 'all'): %s", o.Arg)
+			}
+		case 'T':
+			a.cache = o.Arg
+		case 'q':
+			a.quiet = true
+		case 'U':
+			a.opts.NoLock = true
+		case optOutput:
+			a.out, a.hasOut = o.Arg, true
+		case optObject:
+			return t.object(o.Arg)
+		case optImageOpts:
+			a.src.imageOpts = true
+		}
+	}
+	rest := p.Rest()
+	if len(rest) != 1 {
+		return t.exit("Expecting one image file name")
+	}
+	a.src.name = rest[0]
+	return t.runCheck(a)
+}
+
+func (t *tool) runCheck(a checkArgs) int {
+	mode, ok := t.outputFormat(a.out, a.hasOut)
+	if !ok {
+		return exitFailed
+	}
+	if a.opts.Cache, ok = t.cacheMode("source cache", a.cache, image.CacheWriteback); !ok {
+		return exitFailed
+	}
+	if !t.resolve(&a.src) {
+		return exitFailed
+	}
+	human := mode == outputHuman && !a.quiet
+	a.opts.Format = a.src.format
+	a.opts.Report = func(line string) {
+		t.flush()
+		t.stderrf("%s\n", line)
+	}
+	a.opts.Fixed = func(r block.CheckResult) {
+		if human {
+			t.printf("The following inconsistencies were found and repaired:\n\n    %d leaked clusters\n    %d corruptions\n\nDouble checking the fixed image now...\n",
+				r.LeaksFixed, r.CorruptionsFixed)
+		}
+	}
+	r, err := image.Check(context.Background(), a.src.name, a.opts)
+	switch {
+	case errors.Is(err, image.ErrNoCheck):
+		t.errorf("This image format does not support checks")
+		return exitNoChecks
+	case errors.Is(err, image.ErrCheckFailed):
+		t.errorf("Check failed: %s", reasonText(err))
+		return exitFailed
+	case err != nil:
+		return t.failOpen(err)
+	}
+	switch {
+	case human:
+		t.printCheck(r)
+	case !a.quiet:
+		t.printf("%s\n", writeJSON(checkJSON(r)))
+	}
+	switch {
+	case r.CheckErrors > 0:
+		return exitFailed
+	case r.Corruptions > 0:
+		return exitCorrupt
+	case r.Leaks > 0:
+		return exitLeaks
+	}
+	return exitOK
+}
+
+// printCheck is the human form.
+func (t *tool) printCheck(r image.CheckReport) {
+	if r.Corruptions == 0 && r.Leaks == 0 && r.CheckErrors == 0 {
+		t.printf("No errors were found on the image.\n")
+	}
+	if r.Corruptions > 0 {
+		t.printf("\n%d errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.\n", r.Corruptions)
+	}
+	if r.Leaks > 0 {
+		t.printf("\n%d leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.\n", r.Leaks)
+	}
+	if r.CheckErrors > 0 {
+		t.printf("\n%d internal errors have occurred during the check.\n", r.CheckErrors)
+	}
+	if r.TotalClusters != 0 && r.AllocatedClusters != 0 {
+		part := func(n, of int64) float64 { return float64(n) * 100 / float64(of) }
+		t.printf("%d/%d = %.2f%% allocated, %.2f%% fragmented, %.2f%% compressed clusters\n", r.AllocatedClusters, r.TotalClusters,
+			part(r.AllocatedClusters, r.TotalClusters), part(r.FragmentedClusters, r.AllocatedClusters), part(r.CompressedClusters, r.AllocatedClusters))
+	}
+	if r.ImageEndOffset > 0 {
+		t.printf("Image end offset: %d\n", r.ImageEndOffset)
+	}
+}
+
+// checkJSON is the JSON form: counts that are zero are left out, but for that
+// of check errors.
+func checkJSON(r image.CheckReport) object {
+	var o object
+	add := func(key string, n int64) {
+		if n != 0 {
+			o.add(key, n)
+		}
+	}
+	add("image-end-offset", r.ImageEndOffset)
+	add("compressed-clusters", r.CompressedClusters)
+	add("total-clusters", r.TotalClusters)
+	add("corruptions-fixed", r.CorruptionsFixed)
+	add("corruptions", r.Corruptions)
+	o.add("check-errors", r.CheckErrors)
+	add("leaks-fixed", r.LeaksFixed)
+	add("leaks", r.Leaks)
+	add("allocated-clusters", r.AllocatedClusters)
+	add("fragmented-clusters", r.FragmentedClusters)
+	o.add("filename", r.Filename)
+	o.add("format", r.Format)
+	return o
+}

@@ -1,0 +1,379 @@
+package qemuimg
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format/all"
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
+const convertSyntax = "[--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename"
+
+// maxSparse is the largest -S, the stock tool's buffer.
+const maxSparse = 16 << 20
+
+// convertArgs is the command line of convert.
+type convertArgs struct {
+	opts                           image.ConvertOptions
+	options                        optionList
+	cache, srcCache                string
+	hasSparse, progress, quiet     bool
+	imageOpts, targetOpts, bitmaps bool
+	skipBroken                     bool
+	outFormat, backing, backingFmt string
+	sources                        []string
+	target                         string
+}
+
+func (t *tool) convert(args []string) int {
+	var a convertArgs
+	p := getopt.New(args, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", []getopt.Long{
+		longHelp, longObject, {Name: "source-image-opts", Val: optImageOpts}, longImageOpts, longForce,
+		{Name: "target-image-opts", Val: optTargetImageOpts}, {Name: "salvage", Val: optSalvage}, {Name: "target-is-zero", Val: optTargetIsZero},
+		{Name: "bitmaps", Val: optBitmaps}, {Name: "skip-broken-bitmaps", Val: optSkipBroken},
+	})
+	for {
+		o, err := p.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return t.badOption(err)
+		}
+		if status, done := t.convertOption(&a, o); done {
+			return status
+		}
+	}
+	if rest := p.Rest(); len(rest) > 1 {
+		a.sources, a.target = rest[:len(rest)-1], rest[len(rest)-1]
+	}
+	return t.checkConvert(a)
+}
+
+// convertOption takes one option over. done says that the tool ends with
+// status.
+func (t *tool) convertOption(a *convertArgs, o getopt.Option) (status int, done bool) {
+	ok := true
+	switch o.Val {
+	case 'h':
+		return t.help(), true
+	case 'f':
+		a.opts.SourceFormat = o.Arg
+	case 'O':
+		a.outFormat = o.Arg
+	case 'B':
+		a.backing = o.Arg
+	case 'C':
+		a.opts.CopyRange = true
+	case 'c':
+		a.opts.Compress = true
+	case 'F':
+		a.backingFmt = o.Arg
+	case 'o':
+		if ok = a.options.add(o.Arg); !ok {
+			t.errorf("Invalid option list: %s", o.Arg)
+		}
+	case 'l':
+		ok = t.snapshotOption(a, o.Arg)
+	case 'S':
+		ok = t.sparseOption(a, o.Arg)
+	case 'p':
+		a.progress = true
+	case 't':
+		a.cache = o.Arg
+	case 'T':
+		a.srcCache = o.Arg
+	case 'q':
+		a.quiet = true
+	case 'n':
+		a.opts.NoCreate = true
+	case 'm':
+		n, err := strconv.ParseInt(strings.TrimSpace(o.Arg), 0, 32)
+		if ok = err == nil && n >= 1 && n <= 16; !ok {
+			t.errorf("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16")
+		}
+		a.opts.Workers = int(n)
+	case 'W':
+		a.opts.OutOfOrder = true
+	case 'U':
+		a.opts.SourceNoLock = true
+	case 'r':
+		a.opts.RateLimit, ok = t.number("rate limit", o.Arg)
+	case optObject:
+		return t.object(o.Arg), true
+	case optImageOpts:
+		a.imageOpts = true
+	case optTargetImageOpts:
+		a.targetOpts = true
+	case optSalvage:
+		a.opts.Salvage = true
+	case optTargetIsZero:
+		a.opts.TargetZero = true
+	case optBitmaps:
+		a.bitmaps = true
+	case optSkipBroken:
+		a.skipBroken = true
+	}
+	return exitFailed, !ok
+}
+
+// snapshotOption reads -l: an ID or name, or snapshot.id= and snapshot.name=.
+func (t *tool) snapshotOption(a *convertArgs, arg string) bool {
+	if !strings.HasPrefix(arg, "snapshot.") {
+		a.opts.Snapshot = image.Snapshot{Name: arg}
+		return true
+	}
+	for _, kv := range parseKeyvals(arg, "") {
+		switch kv.key {
+		case "snapshot.id":
+			a.opts.Snapshot.ID = kv.value
+		case "snapshot.name":
+			a.opts.Snapshot.Tag = kv.value
+		default:
+			t.errorf("Invalid parameter '%s'", kv.key)
+			t.errorf("Failed in parsing snapshot param '%s'", arg)
+			return false
+		}
+	}
+	return true
+}
+
+func (t *tool) sparseOption(a *convertArgs, arg string) bool {
+	n, ok := t.number("buffer size for sparse output", arg)
+	if !ok {
+		return false
+	}
+	if n%block.SectorSize != 0 || n > maxSparse {
+		t.errorf("Invalid buffer size for sparse output specified. Valid sizes are multiples of %d up to %d. Select 0 to disable sparse detection (fully allocates output).", block.SectorSize, maxSparse)
+		return false
+	}
+	a.hasSparse = true
+	a.opts.Sparse, a.opts.NoSparse = n, n == 0
+	return true
+}
+
+// checkConvert looks for options that do not go together, in the stock tool's
+// order.
+func (t *tool) checkConvert(a convertArgs) int {
+	o := &a.opts
+	if a.outFormat == "" {
+		a.outFormat = "raw"
+	}
+	bad := ""
+	switch {
+	case a.skipBroken && !a.bitmaps:
+		bad = "Use of --skip-broken-bitmaps requires --bitmaps"
+	case o.Compress && o.CopyRange:
+		bad = "Cannot enable copy offloading when -c is used"
+	case a.hasSparse && o.CopyRange:
+		bad = "Cannot enable copy offloading when -S is used"
+	case o.Salvage && o.CopyRange:
+		bad = "Cannot use copy offloading in salvaging mode"
+	case a.targetOpts && !o.NoCreate:
+		bad = "--target-image-opts requires use of -n flag"
+	}
+	if bad != "" {
+		t.errorf("%s", bad)
+		return exitFailed
+	}
+	if o.NoCreate && a.options.set {
+		t.errorf("warning: -o has no effect when skipping image creation")
+	}
+	if o.TargetZero && !o.NoCreate {
+		t.errorf("--target-is-zero requires use of -n flag")
+		return exitFailed
+	}
+	if a.options.set && a.options.wantsHelp() {
+		return t.creationHelp(a.target, a.outFormat)
+	}
+	if len(a.sources) == 0 {
+		t.errorf("Must specify image file name")
+		return exitFailed
+	}
+	var ok bool
+	if o.SourceCache, ok = t.cacheMode("source cache", a.srcCache, image.CacheWriteback); !ok {
+		return exitFailed
+	}
+	if !t.targetOptions(&a) {
+		return exitFailed
+	}
+	return t.runConvert(a)
+}
+
+// targetOptions fills what concerns the target.
+func (t *tool) targetOptions(a *convertArgs) bool {
+	o := &a.opts
+	for i, name := range a.sources {
+		s := source{name: name, format: o.SourceFormat, imageOpts: a.imageOpts}
+		if !t.resolve(&s) {
+			return false
+		}
+		if a.imageOpts {
+			// One format for all: the options of several sources agree.
+			if i > 0 && s.format != o.SourceFormat {
+				t.errorf("--image-opts: sources of different formats are not supported")
+				return false
+			}
+			a.sources[i] = s.name
+			if i == len(a.sources)-1 {
+				o.SourceFormat = s.format
+			}
+		}
+	}
+	if a.targetOpts {
+		s := source{name: a.target, imageOpts: true}
+		if !t.resolve(&s) {
+			return false
+		}
+		a.target = s.name
+		if s.format != "" {
+			a.outFormat = s.format
+		}
+	}
+	return true
+}
+
+// creationOptions reads -o, -B and -F. It comes after the sources have been
+// found to open, as in the stock tool.
+func (t *tool) creationOptions(a *convertArgs) bool {
+	o := &a.opts
+	drv := all.Find(a.outFormat)
+	if drv == nil {
+		t.errorf("Unknown file format '%s'", a.outFormat)
+		return false
+	}
+	o.Format = a.outFormat
+	o.BackingFile, o.BackingFormat = a.backing, a.backingFmt
+	if !o.NoCreate {
+		c := creation{drv: drv}
+		if bad := c.parse(&a.options); bad != "" {
+			t.errorf("%s", bad)
+			return false
+		}
+		if o.BackingFile == "" {
+			o.BackingFile = c.values["backing_file"]
+		}
+		if o.BackingFormat == "" {
+			o.BackingFormat = c.values["backing_fmt"]
+		}
+		delete(c.values, "size")
+		o.Values = c.values
+		hasBacking := findOption(drv.Options(), "backing_file") != nil
+		switch {
+		case o.BackingFile != "" && !hasBacking:
+			t.errorf("Backing file not supported for file format '%s'", a.outFormat)
+			return false
+		case o.BackingFormat != "" && !hasBacking:
+			t.errorf("Backing file format not supported for file format '%s'", a.outFormat)
+			return false
+		case o.BackingFile != "" && o.BackingFormat == "":
+			t.errorf("Use of backing file requires explicit backing format")
+			return false
+		}
+		if p := c.values["preallocation"]; o.Compress && p != "" && p != "off" {
+			t.errorf("Compression and preallocation not supported at the same time")
+			return false
+		}
+	}
+	if len(a.sources) > 1 && o.BackingFile != "" {
+		t.errorf("Having a backing file for the target makes no sense when concatenating multiple input images")
+		return false
+	}
+	var ok bool
+	o.Cache, ok = t.cacheMode("cache", a.cache, image.CacheUnsafe)
+	return ok
+}
+
+func (t *tool) runConvert(a convertArgs) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	// Sources are opened first only to report them first.
+	if !t.sourcesOpen(ctx, a) || !t.creationOptions(&a) {
+		return exitFailed
+	}
+	if a.bitmaps {
+		t.errorf("--bitmaps is not supported")
+		return exitFailed
+	}
+	meter := t.newMeter(a.progress && !a.quiet)
+	defer meter.stop()
+	a.opts.Progress = meter.update
+	a.opts.Unreadable = func(off int64, err error) {
+		if !a.quiet {
+			t.errorf("warning: error while reading offset %d: %s", off, reasonText(err))
+		}
+	}
+	if err := image.Convert(ctx, a.sources, a.target, a.opts); err != nil {
+		meter.end()
+		return t.failConvert(a, err)
+	}
+	meter.finish()
+	return exitOK
+}
+
+// sourcesOpen reports the first source that does not open, before anything
+// is said about the target.
+func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) bool {
+	for _, name := range a.sources {
+		im, err := image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock})
+		if err == nil {
+			err = im.Close()
+		}
+		if err != nil {
+			t.failOpen(err)
+			return false
+		}
+	}
+	return true
+}
+
+func (t *tool) failConvert(a convertArgs, err error) int {
+	var (
+		target *image.TargetError
+		open   *image.OpenError
+		cp     *image.CopyError
+	)
+	switch {
+	case errors.As(err, &target):
+		clusters := false
+		if drv := all.Find(target.Format); drv != nil {
+			clusters = findOption(drv.Options(), "cluster_size") != nil
+		}
+		text := ""
+		if a.opts.BackingFormat != "" && a.opts.BackingFile == "" {
+			text = "Backing format cannot be used without backing file"
+		} else {
+			text = createText(target.Err, target.Format, clusters)
+		}
+		t.errorf("%s: error while converting %s: %s", target.Name, target.Format, text)
+	case errors.As(err, &cp):
+		verb := "reading"
+		if cp.Writing {
+			verb = "writing"
+		}
+		t.errorf("error while %s at byte %d: %s", verb, cp.Offset, reasonText(cp.Err))
+	case errors.As(err, &open):
+		return t.failOpen(err)
+	case errors.Is(err, image.ErrTargetTooSmall):
+		t.errorf("output file is smaller than input file")
+	case errors.Is(err, image.ErrNoCompression):
+		t.errorf("Compression not supported for this file format")
+	case errors.Is(err, image.ErrNoSnapshot):
+		t.errorf("Failed to load snapshot: Can't find snapshot")
+	case errors.Is(err, image.ErrSnapshotFormat):
+		t.errorf("Failed to load snapshot: Block format '%s' used by device '' does not support temporarily loading internal snapshots", "raw")
+	case errors.Is(err, context.Canceled):
+		t.errorf("convert was interrupted; the unfinished target was removed")
+	default:
+		t.errorf("%s", plainText(err))
+	}
+	return exitFailed
+}

@@ -1,0 +1,176 @@
+package qemuimg
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strconv"
+
+	"github.com/lamina-vm/lamina/format/all"
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
+const createSyntax = "[-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]"
+
+// createArgs is the command line of create.
+type createArgs struct {
+	format, backing, backingFormat string
+	options                        optionList
+	quiet, unchecked               bool
+	filename                       string
+	size                           int64
+	hasSize                        bool
+}
+
+func (t *tool) create(args []string) int {
+	a := createArgs{format: "raw"}
+	p := getopt.New(args, ":F:b:f:ho:qu", []getopt.Long{longHelp, longObject})
+	for {
+		o, err := p.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return t.badOption(err)
+		}
+		switch o.Val {
+		case 'h':
+			return t.help()
+		case 'F':
+			a.backingFormat = o.Arg
+		case 'b':
+			a.backing = o.Arg
+		case 'f':
+			a.format = o.Arg
+		case 'o':
+			if !a.options.add(o.Arg) {
+				t.errorf("Invalid option list: %s", o.Arg)
+				return exitFailed
+			}
+		case 'q':
+			a.quiet = true
+		case 'u':
+			a.unchecked = true
+		case optObject:
+			return t.object(o.Arg)
+		}
+	}
+	rest := p.Rest()
+	if len(rest) > 0 {
+		a.filename = rest[0]
+	}
+	if a.options.set && a.options.wantsHelp() {
+		return t.creationHelp(a.filename, a.format)
+	}
+	if len(rest) == 0 {
+		return t.exit("Expecting image file name")
+	}
+	if len(rest) > 1 {
+		if a.size, a.hasSize = t.number("image size", rest[1]); !a.hasSize {
+			return exitFailed
+		}
+	}
+	if len(rest) > 2 {
+		return t.exit("Unexpected argument: %s", rest[2])
+	}
+	return t.runCreate(a)
+}
+
+// creationHelp is `-o help`.
+func (t *tool) creationHelp(filename, formatName string) int {
+	drv := all.Find(formatName)
+	if drv == nil {
+		t.errorf("Unknown file format '%s'", formatName)
+		return exitFailed
+	}
+	return t.optionHelp(drv, filename)
+}
+
+func (t *tool) runCreate(a createArgs) int {
+	fail := func(text string) int {
+		t.errorf("%s: %s", a.filename, text)
+		return exitFailed
+	}
+	c := creation{drv: all.Find(a.format)}
+	if c.drv == nil {
+		return fail("Unknown file format '" + a.format + "'")
+	}
+	if bad := c.parse(&a.options); bad != "" {
+		return fail(bad)
+	}
+	if size, ok := c.values["size"]; ok {
+		if a.hasSize {
+			return fail("The image size must be specified only once")
+		}
+		n, err := strconv.ParseInt(size, 10, 64)
+		if err != nil {
+			return fail("The image size is too large")
+		}
+		a.size, a.hasSize = n, true
+	}
+	if a.backing == "" {
+		a.backing = c.values["backing_file"]
+	}
+	if a.backingFormat == "" {
+		a.backingFormat = c.values["backing_fmt"]
+	}
+	if a.backing != "" && a.backing == a.filename {
+		return fail("Error: Trying to create an image with the same filename as the backing file")
+	}
+	plan, err := image.PlanCreate(context.Background(), a.filename, image.CreateOptions{
+		Format: a.format, Size: a.size, SizeFromBacking: !a.hasSize && a.backing != "",
+		Values: c.values, BackingFile: a.backing, BackingFormat: a.backingFormat, Unchecked: a.unchecked,
+	})
+	if err == nil && !a.hasSize && a.backing == "" {
+		err = image.ErrNoSize
+	}
+	if err != nil {
+		return t.failPlan(a, err)
+	}
+	c.values["size"] = strconv.FormatInt(plan.Size, 10)
+	if a.backing != "" {
+		c.values["backing_file"] = a.backing
+	}
+	if a.backingFormat != "" {
+		c.values["backing_fmt"] = a.backingFormat
+	}
+	if !a.quiet {
+		t.printf("Formatting '%s', fmt=%s%s\n", a.filename, a.format, c.line())
+	}
+	if a.backingFormat != "" && a.backing == "" {
+		return fail("Backing format cannot be used without backing file")
+	}
+	if err := plan.Create(context.Background()); err != nil {
+		return fail(createText(err, a.format, findOption(c.drv.Options(), "cluster_size") != nil))
+	}
+	return exitOK
+}
+
+// failPlan reports why an image cannot be made.
+func (t *tool) failPlan(a createArgs, err error) int {
+	var (
+		noFormat  *image.NoBackingFormatError
+		noSupport *image.NoBackingSupportError
+		backing   *image.BackingError
+	)
+	switch {
+	case errors.As(err, &noFormat) && noFormat.Detected != "":
+		// The stock tool does not end the second line.
+		t.flush()
+		t.stderrf("%s: %s: Backing file specified without backing format\nDetected format of %s.", t.prog, a.filename, noFormat.Detected)
+	case errors.As(err, &noFormat):
+		t.errorf("%s: Backing file specified without backing format", a.filename)
+	case errors.As(err, &noSupport) && a.backing != "":
+		t.errorf("%s: Backing file not supported for file format '%s'", a.filename, noSupport.Format)
+	case errors.As(err, &noSupport):
+		t.errorf("%s: Backing file format not supported for file format '%s'", a.filename, noSupport.Format)
+	case errors.As(err, &backing):
+		t.errorf("%s: %s\nCould not open backing image.", a.filename, causeText(backing.Err))
+	case errors.Is(err, image.ErrNoSize):
+		t.errorf("%s: Image creation needs a size parameter", a.filename)
+	default:
+		t.errorf("%s: %s", a.filename, causeText(err))
+	}
+	return exitFailed
+}

@@ -1,0 +1,109 @@
+package qemuimg
+
+import (
+	"errors"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/protocol/file"
+)
+
+// openText says in the stock tool's words why an image could not be opened.
+func openText(err error) string {
+	var open *image.OpenError
+	if errors.As(err, &open) {
+		return "Could not open '" + open.Name + "': " + causeText(open.Err)
+	}
+	return causeText(err)
+}
+
+// causeText is openText without the name in front.
+func causeText(err error) string {
+	var (
+		backing *image.BackingError
+		lock    *file.LockError
+		regular *file.NotRegularError
+		unknown *image.UnknownFormatError
+		not     *image.NotFormatError
+		proto   *image.ProtocolError
+		path    *fs.PathError
+	)
+	switch {
+	case errors.As(err, &backing):
+		return "Could not open backing file: " + causeText(backing.Err)
+	case errors.As(err, &lock):
+		return lock.Error()
+	case errors.As(err, &regular):
+		return regular.Error()
+	case errors.As(err, &unknown):
+		return "Unknown driver '" + unknown.Format + "'"
+	case errors.As(err, &not):
+		return "Image is not in " + not.Format + " format"
+	case errors.As(err, &proto):
+		return "Unknown protocol '" + proto.Protocol + "'"
+	case errors.As(err, &path) && path.Op == "open" && path.Path == "":
+		return "The 'file' block driver requires a file name"
+	case errors.As(err, &path) && path.Op == "open":
+		return "Could not open '" + path.Path + "': " + errnoText(path.Err)
+	}
+	return plainText(err)
+}
+
+// createText says why an image could not be made.
+func createText(err error, formatName string, hasClusters bool) string {
+	var path *fs.PathError
+	switch {
+	case errors.Is(err, syscall.EFBIG):
+		if hasClusters {
+			return "The image size is too large for file format '" + formatName + "' (try using a larger cluster size)"
+		}
+		return "The image size is too large for file format '" + formatName + "'"
+	case errors.As(err, &path) && path.Op == "open":
+		return "Could not create '" + path.Path + "': " + errnoText(path.Err)
+	}
+	return causeText(err)
+}
+
+// errnoText is the C library's text for a system error: Go's begins in lower case.
+func errnoText(err error) string {
+	s := err.Error()
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		s = errno.Error()
+	}
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
+// plainText is an error's own text; a system error at its end is written as
+// the C library does.
+func plainText(err error) string {
+	var errno syscall.Errno
+	s := err.Error()
+	if errors.As(err, &errno) {
+		if head, ok := strings.CutSuffix(s, errno.Error()); ok {
+			return head + errnoText(errno)
+		}
+	}
+	return s
+}
+
+// reasonText is the short reason of an I/O error: what strerror says of the
+// number that the stock tool would have for it.
+func reasonText(err error) string {
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &errno):
+		return errnoText(errno)
+	case errors.Is(err, block.ErrCorrupt):
+		return errnoText(syscall.EIO)
+	case errors.Is(err, block.ErrReadOnly):
+		return errnoText(syscall.EACCES)
+	}
+	return err.Error()
+}

@@ -1,0 +1,202 @@
+package qemuimg
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
+const infoSyntax = "[--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename"
+
+func (t *tool) info(args []string) int {
+	var src source
+	var opts image.InfoOptions
+	var out string
+	hasOut := false
+	p := getopt.New(args, ":hf:U", []getopt.Long{
+		longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce,
+	})
+	for {
+		o, err := p.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return t.badOption(err)
+		}
+		switch o.Val {
+		case 'h':
+			return t.help()
+		case 'f':
+			src.format = o.Arg
+		case 'U':
+			opts.NoLock = true
+		case optOutput:
+			out, hasOut = o.Arg, true
+		case optChain:
+			opts.Chain = true
+		case optObject:
+			return t.object(o.Arg)
+		case optImageOpts:
+			src.imageOpts = true
+		}
+	}
+	rest := p.Rest()
+	if len(rest) != 1 {
+		return t.exit("Expecting one image file name")
+	}
+	mode, ok := t.outputFormat(out, hasOut)
+	if !ok {
+		return exitFailed
+	}
+	src.name = rest[0]
+	if !t.resolve(&src) {
+		return exitFailed
+	}
+	opts.Format = src.format
+	infos, err := image.Inspect(context.Background(), src.name, opts)
+	if err != nil {
+		return t.failOpen(err)
+	}
+	switch {
+	case mode == outputHuman:
+		for i, info := range infos {
+			if i > 0 {
+				t.printf("\n")
+			}
+			t.printInfo(info)
+		}
+	case opts.Chain:
+		list := make([]any, len(infos))
+		for i, info := range infos {
+			list[i] = infoJSON(info)
+		}
+		t.printf("%s\n", writeJSON(list))
+	default:
+		t.printf("%s\n", writeJSON(infoJSON(infos[0])))
+	}
+	return exitOK
+}
+
+// printInfo is the human form.
+func (t *tool) printInfo(i image.Info) {
+	t.printf("image: %s\nfile format: %s\nvirtual size: %s (%d bytes)\ndisk size: %s\n",
+		i.Filename, i.Format, humanSize(i.VirtualSize), i.VirtualSize, humanSize(i.DiskSize))
+	if i.Encrypted {
+		t.printf("encrypted: yes\n")
+	}
+	if i.ClusterSize != 0 {
+		t.printf("cluster_size: %d\n", i.ClusterSize)
+	}
+	if i.Dirty {
+		t.printf("cleanly shut down: no\n")
+	}
+	if i.BackingFile != "" {
+		t.printf("backing file: %s", i.BackingFile)
+		if i.FullBackingFile != i.BackingFile {
+			t.printf(" (actual path: %s)", i.FullBackingFile)
+		}
+		t.printf("\n")
+		if i.BackingFormat != "" {
+			t.printf("backing file format: %s\n", i.BackingFormat)
+		}
+	}
+	if len(i.Snapshots) > 0 {
+		t.printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
+		for _, s := range i.Snapshots {
+			t.printSnapshot(s)
+		}
+	}
+	if len(i.Specific) > 0 {
+		t.printf("Format specific information:\n")
+		t.printFields(i.Specific, "    ")
+	}
+}
+
+func (t *tool) printSnapshot(s format.Snapshot) {
+	icount := ""
+	if s.ICount >= 0 {
+		icount = formatInt(s.ICount)
+	}
+	ms := s.VMClockNsec / 1e6
+	clock := pad2(ms/3600000) + ":" + pad2(ms/60000%60) + ":" + pad2(ms/1000%60) + "." + pad3(ms%1000)
+	t.printf("%-9s %-16s %8s%20s%13s%11s\n", s.ID, s.Name, humanSize(s.VMStateSize),
+		time.Unix(int64(s.DateSec), 0).Format("2006-01-02 15:04:05"), clock, icount)
+}
+
+func (t *tool) printFields(fields []format.InfoField, indent string) {
+	for _, f := range fields {
+		switch v := f.Value.(type) {
+		case []format.InfoField:
+			t.printf("%s%s:\n", indent, f.Name)
+			t.printFields(v, indent+"    ")
+		default:
+			t.printf("%s%s: %v\n", indent, f.Name, v)
+		}
+	}
+}
+
+// infoJSON is the JSON form. The order of the keys is the stock tool's.
+func infoJSON(i image.Info) object {
+	var o object
+	if len(i.Snapshots) > 0 {
+		var list []any
+		for _, s := range i.Snapshots {
+			list = append(list, snapshotJSON(s))
+		}
+		o.add("snapshots", list)
+	}
+	if i.BackingFile != "" && i.BackingFormat != "" {
+		o.add("backing-filename-format", i.BackingFormat)
+	}
+	o.add("virtual-size", i.VirtualSize)
+	o.add("filename", i.Filename)
+	if i.ClusterSize != 0 {
+		o.add("cluster-size", i.ClusterSize)
+	}
+	o.add("format", i.Format)
+	o.add("actual-size", i.DiskSize)
+	if i.Encrypted {
+		o.add("encrypted", true)
+	}
+	if len(i.Specific) > 0 {
+		o.add("format-specific", object{{"type", i.Format}, {"data", fieldsJSON(i.Specific)}})
+	}
+	if i.BackingFile != "" {
+		o.add("full-backing-filename", i.FullBackingFile)
+		o.add("backing-filename", i.BackingFile)
+	}
+	o.add("dirty-flag", i.Dirty)
+	return o
+}
+
+func snapshotJSON(s format.Snapshot) object {
+	var o object
+	if s.ICount >= 0 {
+		o.add("icount", s.ICount)
+	}
+	o.add("vm-clock-nsec", int64(s.VMClockNsec%1e9))
+	o.add("name", s.Name)
+	o.add("date-sec", int64(s.DateSec))
+	o.add("date-nsec", int64(s.DateNsec))
+	o.add("vm-clock-sec", int64(s.VMClockNsec/1e9))
+	o.add("id", s.ID)
+	o.add("vm-state-size", s.VMStateSize)
+	return o
+}
+
+func fieldsJSON(fields []format.InfoField) object {
+	var o object
+	for _, f := range fields {
+		if sub, ok := f.Value.([]format.InfoField); ok {
+			o.add(f.Key, fieldsJSON(sub))
+		} else {
+			o.add(f.Key, f.Value)
+		}
+	}
+	return o
+}

@@ -1,0 +1,122 @@
+package qemuimg
+
+import (
+	"context"
+	"io"
+
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
+const mapSyntax = "[--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] filename"
+
+func (t *tool) mapVerb(args []string) int {
+	var src source
+	var opts image.Options
+	var out string
+	hasOut, start, length := false, int64(0), int64(-1)
+	p := getopt.New(args, ":f:s:l:hU", []getopt.Long{
+		longHelp, longFormat, longOutput, longObject, longImageOpts, longForce,
+		{Name: "start-offset", Arg: getopt.RequiredArgument, Val: 's'}, {Name: "max-length", Arg: getopt.RequiredArgument, Val: 'l'},
+	})
+	for {
+		o, err := p.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return t.badOption(err)
+		}
+		ok := true
+		switch o.Val {
+		case 'h':
+			return t.help()
+		case 'f':
+			src.format = o.Arg
+		case 'U':
+			opts.NoLock = true
+		case optOutput:
+			out, hasOut = o.Arg, true
+		case 's':
+			start, ok = t.number("start offset", o.Arg)
+		case 'l':
+			length, ok = t.number("max length", o.Arg)
+		case optObject:
+			return t.object(o.Arg)
+		case optImageOpts:
+			src.imageOpts = true
+		}
+		if !ok {
+			return exitFailed
+		}
+	}
+	rest := p.Rest()
+	if len(rest) != 1 {
+		return t.exit("Expecting one image file name")
+	}
+	mode, ok := t.outputFormat(out, hasOut)
+	if !ok {
+		return exitFailed
+	}
+	src.name = rest[0]
+	if !t.resolve(&src) {
+		return exitFailed
+	}
+	opts.Format = src.format
+	im, err := image.Open(context.Background(), src.name, opts)
+	if err != nil {
+		return t.failOpen(err)
+	}
+	defer im.Close()
+	if mode == outputJSON {
+		return t.printMapJSON(im, start, length)
+	}
+	return t.printMap(im, start, length)
+}
+
+// printMap is the human form: only what is stored.
+func (t *tool) printMap(im *image.Image, start, length int64) int {
+	t.printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File")
+	for e, err := range im.Map(context.Background(), start, length) {
+		switch {
+		case err != nil:
+			return t.failMap(err)
+		case !e.Data || e.Zero && e.HasOffset:
+		case !e.HasOffset:
+			t.errorf("File contains external, encrypted or compressed clusters.")
+			return exitFailed
+		default:
+			t.printf("%#-16x%#-16x%#-16x%s\n", e.Start, e.Length, e.Offset, e.Filename)
+		}
+	}
+	return exitOK
+}
+
+// printMapJSON prints every run, on a line of its own.
+func (t *tool) printMapJSON(im *image.Image, start, length int64) int {
+	sep := "["
+	write := func(e image.MapExtent) {
+		t.printf("%s{ \"start\": %d, \"length\": %d, \"depth\": %d, \"present\": %t, \"zero\": %t, \"data\": %t", sep, e.Start, e.Length, e.Depth, e.Present, e.Zero, e.Data)
+		if e.HasOffset {
+			t.printf(", \"offset\": %d", e.Offset)
+		}
+		t.printf("}")
+		sep = ",\n"
+	}
+	for e, err := range im.Map(context.Background(), start, length) {
+		if err != nil {
+			return t.failMap(err)
+		}
+		write(e)
+	}
+	if sep == "[" {
+		write(image.MapExtent{Start: start}) // the stock tool prints an empty run
+	}
+	t.printf("]\n")
+	return exitOK
+}
+
+func (t *tool) failMap(err error) int {
+	t.errorf("Failed to read image metadata: %s", reasonText(err))
+	return exitFailed
+}

@@ -1,0 +1,98 @@
+package qemuimg
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+)
+
+// meter shows how far a conversion is: with -p on standard output at every
+// percent, and on SIGUSR1 once.
+type meter struct {
+	t    *tool
+	show bool
+	sig  chan os.Signal
+	done chan struct{}
+
+	mu      sync.Mutex // guards what follows, and the output
+	percent float64
+	shown   float64
+}
+
+// newMeter starts to listen for SIGUSR1. Without it the signal would end the
+// program, as it does while other verbs run.
+func (t *tool) newMeter(show bool) *meter {
+	m := &meter{t: t, show: show, sig: make(chan os.Signal, 1), done: make(chan struct{})}
+	signal.Notify(m.sig, syscall.SIGUSR1)
+	go func() {
+		for {
+			select {
+			case <-m.done:
+				return
+			case <-m.sig:
+				m.mu.Lock()
+				if m.show {
+					m.print()
+				} else {
+					t.stderrf("    (%3.2f/100%%)\n", m.percent)
+				}
+				m.mu.Unlock()
+			}
+		}
+	}()
+	if show {
+		m.print()
+	}
+	return m
+}
+
+// update is the callback of image.Convert.
+func (m *meter) update(done, total int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if total > 0 {
+		m.percent = float64(done) * 100 / float64(total)
+	}
+	if m.show && (m.percent >= m.shown+1 || done == total && m.shown < 100) {
+		m.print()
+	}
+}
+
+func (m *meter) print() {
+	m.shown = m.percent
+	m.t.printf("    (%3.2f/100%%)\r", m.percent)
+	m.t.flush()
+}
+
+// finish shows that everything is done.
+func (m *meter) finish() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.percent = 100
+	if m.show && m.shown < 100 {
+		m.print()
+	}
+	m.endLine()
+}
+
+// end ends the line after a failure.
+func (m *meter) end() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.endLine()
+}
+
+func (m *meter) endLine() {
+	if m.show {
+		m.show = false
+		m.t.printf("\n")
+		m.t.flush()
+	}
+}
+
+// stop ends the listening.
+func (m *meter) stop() {
+	signal.Stop(m.sig)
+	close(m.done)
+}

@@ -1,0 +1,134 @@
+package qemuimg
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
+// Values of long options without a letter, above every letter.
+const (
+	optOutput = 256 + iota
+	optChain
+	optObject
+	optImageOpts
+	optTargetImageOpts
+	optPrealloc
+	optShrink
+	optForceShrink
+	optTargetIsZero
+	optSalvage
+	optBitmaps
+	optSkipBroken
+)
+
+// Long options that several verbs have.
+var (
+	longHelp      = getopt.Long{Name: "help", Val: 'h'}
+	longFormat    = getopt.Long{Name: "format", Arg: getopt.RequiredArgument, Val: 'f'}
+	longOutput    = getopt.Long{Name: "output", Arg: getopt.RequiredArgument, Val: optOutput}
+	longObject    = getopt.Long{Name: "object", Arg: getopt.RequiredArgument, Val: optObject}
+	longImageOpts = getopt.Long{Name: "image-opts", Val: optImageOpts}
+	longForce     = getopt.Long{Name: "force-share", Val: 'U'}
+)
+
+// source is an image as the command line names it.
+type source struct {
+	name, format string
+	imageOpts    bool
+}
+
+// resolve turns `--image-opts` into name and format. It reports whether that
+// worked, else it has said why.
+func (t *tool) resolve(s *source) bool {
+	if !s.imageOpts {
+		return true
+	}
+	if s.format != "" {
+		t.errorf("--image-opts and --format are mutually exclusive")
+		return false
+	}
+	options := map[string]string{}
+	for _, kv := range parseKeyvals(s.name, "") {
+		options[kv.key] = kv.value
+	}
+	if !strings.Contains(s.name, "=") {
+		t.errorf("Could not open '%s': Cannot find device='%s' nor node-name='%s'", s.name, s.name, s.name)
+		return false
+	}
+	name, format, err := image.FromBlockOptions(options)
+	if err != nil {
+		t.errorf("Could not open '%s': %v", s.name, err)
+		return false
+	}
+	s.name, s.format = name, format
+	return true
+}
+
+// object refuses `--object`: the objects are keys of encrypted images, which
+// are not supported, and to take one and not use it would be a lie.
+func (t *tool) object(arg string) int {
+	kind, _, _ := strings.Cut(strings.TrimPrefix(arg, "qom-type="), ",")
+	switch kind {
+	case "secret", "secret_keyring", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "authz-list", "authz-simple", "authz-listfile", "iothread", "throttle-group":
+		t.errorf("--object %s: objects are not supported", arg)
+	default:
+		t.errorf("Parameter 'qom-type' does not accept value '%s'", kind)
+	}
+	return exitFailed
+}
+
+// output is the value of --output.
+type output uint8
+
+const (
+	outputHuman output = iota
+	outputJSON
+)
+
+// outputFormat reads --output; given says whether it was there.
+func (t *tool) outputFormat(arg string, given bool) (output, bool) {
+	switch {
+	case !given || arg == "human":
+		return outputHuman, true
+	case arg == "json":
+		return outputJSON, true
+	}
+	t.errorf("--output must be used with human or json as argument.")
+	return outputHuman, false
+}
+
+// cacheMode reads -t or -T; what is "cache" or "source cache".
+func (t *tool) cacheMode(what, arg string, standard image.CacheMode) (image.CacheMode, bool) {
+	if arg == "" {
+		return standard, true
+	}
+	m, err := image.ParseCacheMode(arg)
+	if err != nil {
+		t.errorf("Invalid %s option: %s", what, arg)
+		return "", false
+	}
+	return m, true
+}
+
+// warnProbed says that a raw image that is written was not said to be raw.
+func (t *tool) warnProbed(name string) {
+	t.flush()
+	t.stderrf("WARNING: Image format was not specified for '%s' and probing guessed raw.\n"+
+		"         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n"+
+		"         Specify the 'raw' format explicitly to remove the restrictions.\n", name)
+}
+
+// failOpen reports an image that could not be opened.
+func (t *tool) failOpen(err error) int {
+	var chain *image.OpenError
+	if errors.Is(err, block.ErrBackingLoop) && errors.As(err, &chain) {
+		t.errorf("Backing file '%s' creates an infinite loop.", chain.Name)
+		return exitFailed
+	}
+	t.errorf("%s", openText(err))
+	return exitFailed
+}
