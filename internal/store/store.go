@@ -80,6 +80,9 @@ func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Stor
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Images == nil {
+		o.Images = diskImages{}
+	}
 	for _, dir := range []string{h.Data, h.Templates(), h.Machines()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("store: %w", err)
