@@ -49,6 +49,8 @@ type app struct {
 	// display shows progress on stderr.
 	display *progress.Display
 	quiet   bool
+	// entered: a verb has begun its work; errors before that are of usage.
+	entered bool
 }
 
 func newApp(stdin, stdout, stderr *os.File) *app {
@@ -70,6 +72,9 @@ func (a *app) main(args []string) int {
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	a.display.Close()
+	if err != nil && !a.entered {
+		err = usageError{err}
+	}
 	return a.status(cmd.CommandPath(), err)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/client"
 	"github.com/lamina-vm/lamina/internal/names"
+	"github.com/lamina-vm/lamina/internal/progress"
 )
 
 type cloneOptions struct {
@@ -32,7 +33,7 @@ Quote it, so that it is one word. Nothing is made if one of the names is taken.`
 		Example: `  lamina clone web-template 'w-{01..10}'
   lamina clone web-template one --start
   lamina clone web-template 'db-{1..3}' --cpus 2 --memory 2G --start --no-wait`,
-		Args:              cobra.MinimumNArgs(2),
+		Args:              words("TEMPLATE", "NAME..."),
 		ValidArgsFunction: completeTemplates(a, false, false),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args[0], args[1:]) },
 	}
@@ -67,6 +68,7 @@ func (o *cloneOptions) run(ctx context.Context, a *app, template string, pattern
 	list, err := c.Clone(ctx, req, f.event)
 	f.end()
 	if err != nil {
+		o.arrived(ctx, a, c, f)
 		return a.bootEnded(f, templateHint(ctx, c, template, err))
 	}
 	switch {
@@ -86,6 +88,22 @@ func (o *cloneOptions) run(ctx context.Context, a *app, template string, pattern
 	}
 	return a.printf("%d %s of %s: %s; `lamina start` starts %s\n", len(list), plural(len(list), "machine", "machines"),
 		template, strings.Join(made, " "), plural(len(list), "it", "them"))
+}
+
+// arrived says which machines are at their login prompts where others are not.
+func (o *cloneOptions) arrived(ctx context.Context, a *app, c *client.Client, f *follower) {
+	if len(f.order) < 2 || ctx.Err() != nil {
+		return
+	}
+	list, err := selectMachines(ctx, c, f.order)
+	if err != nil {
+		return // what is told next is why
+	}
+	for _, m := range list {
+		if m.State == api.Login {
+			a.say("%s is at its login prompt after %s", m.Name, progress.Duration(m.LoginIn))
+		}
+	}
 }
 
 // templateHint says which template may have been meant where there is none.

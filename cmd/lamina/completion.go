@@ -14,7 +14,7 @@ templates in bash, zsh or fish.`,
 		Example: `  lamina completion bash > /etc/bash_completion.d/lamina
   lamina completion zsh > "${fpath[1]}/_lamina"
   lamina completion fish > ~/.config/fish/completions/lamina.fish`,
-		Args:      cobra.ExactArgs(1),
+		Args:      words("SHELL"),
 		ValidArgs: shells,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root, out := cmd.Root(), cmd.OutOrStdout()

@@ -65,9 +65,9 @@ func (f *machineFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.passwordFile, "password-file", "", "`FILE` whose first line is the password")
 	fs.StringVar(&f.userData, "user-data", "", "cloud-init user-data `FILE`, which wins over the options here")
 	fs.BoolVar(&f.noSeed, "no-seed", false, "give the guest no NoCloud seed; it keeps the image's own accounts")
-	cmd.MarkFlagsMutuallyExclusive("password", "password-file")
+	exclusive(cmd, "password", "password-file")
 	for _, o := range []string{"ssh-key", "password", "password-file", "user", "user-data", "hostname"} {
-		cmd.MarkFlagsMutuallyExclusive("no-seed", o)
+		exclusive(cmd, "no-seed", o)
 	}
 }
 

@@ -23,7 +23,7 @@ func newConsole(a *app) *cobra.Command {
 goes on. Press Enter to see the prompt again. Where the input is not a terminal
 it is sent as it is, and what the guest writes is shown until the machine ends.`,
 		Example:           "  lamina console web",
-		Args:              cobra.ExactArgs(1),
+		Args:              words("NAME"),
 		ValidArgsFunction: completeMachines(a, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect(cmd.Context())

@@ -26,7 +26,7 @@ found again by the next one.`,
 		Short:   "Start the daemon if it does not run",
 		Long:    "Start the daemon if it does not run, as every verb that needs it does.",
 		Example: "  lamina daemon start",
-		Args:    cobra.NoArgs,
+		Args:    words(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := a.connect(cmd.Context())
 			return err
@@ -37,7 +37,7 @@ found again by the next one.`,
 		Short:   "End the daemon; the machines go on",
 		Long:    "End the daemon, for instance after an update. The machines go on; the next daemon\nfinds them again.",
 		Example: "  lamina daemon stop",
-		Args:    cobra.NoArgs,
+		Args:    words(),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return stopDaemon(cmd.Context()) },
 	}
 	return verbs(cmd, start, stop)

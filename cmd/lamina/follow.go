@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/guest/boot"
@@ -13,16 +13,16 @@ import (
 // follower shows the events of one operation: a task for each machine, and
 // each warning once.
 type follower struct {
-	a       *app
-	title   string // of the task of events without a machine
-	tasks   map[string]*progress.Task
-	warned  map[string]bool
-	started map[string]time.Time
-	order   []string // machines whose guest may run, in the order of their start
+	a      *app
+	title  string // of the task of events without a machine
+	tasks  map[string]*progress.Task
+	warned map[string]bool
+	order  []string // machines whose guest may run, in the order of their start
+	made   int      // overlays
 }
 
 func (a *app) follow(title string) *follower {
-	return &follower{a: a, title: title, tasks: map[string]*progress.Task{}, warned: map[string]bool{}, started: map[string]time.Time{}}
+	return &follower{a: a, title: title, tasks: map[string]*progress.Task{}, warned: map[string]bool{}}
 }
 
 // steps are the words for the steps of an operation.
@@ -38,8 +38,7 @@ func (f *follower) event(e api.Event) {
 		f.a.note("lamina: %s%s", prefix(e.Machine), progress.Clean(e.Warning))
 	}
 	if e.Machine != "" && (e.Step == "start" || e.Step == "boot" || e.Boot != nil) {
-		if _, ok := f.started[e.Machine]; !ok {
-			f.started[e.Machine] = time.Now()
+		if !slices.Contains(f.order, e.Machine) {
 			f.order = append(f.order, e.Machine)
 		}
 	}
@@ -49,6 +48,11 @@ func (f *follower) event(e api.Event) {
 	switch text := stepText(e); {
 	case e.Boot != nil:
 		f.boot(e)
+	case e.Step == "overlay":
+		f.made++
+		if f.a.terminal() { // a line for each of a hundred machines says nothing
+			f.task("").Stage(fmt.Sprintf("%d made", f.made))
+		}
 	case e.Total > 0 || e.Current > 0:
 		f.task(e.Machine).Bytes(text, e.Current, e.Total)
 	case text != "":
@@ -56,7 +60,11 @@ func (f *follower) event(e api.Event) {
 	}
 }
 
+// stepText is what an event says; the machine's name stands before it anyway.
 func stepText(e api.Event) string {
+	if e.Text != "" && e.Machine != "" {
+		return strings.TrimPrefix(strings.TrimSuffix(e.Text, " "+e.Machine), e.Machine+" ")
+	}
 	if e.Text != "" {
 		return e.Text
 	}

@@ -23,7 +23,7 @@ func newInfo(a *app) *cobra.Command {
 		Short:             "Show all that is known of machines",
 		Long:              "Show all that is known of machines. With --json it is a list, as of `lamina ls`.\n\n" + patternHelp,
 		Example:           "  lamina info web\n  lamina info 'w-{01..03}' --json",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              words("NAME..."),
 		ValidArgsFunction: completeMachines(a, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.info(cmd.Context(), args, asJSON)

@@ -21,7 +21,7 @@ func newLogs(a *app) *cobra.Command {
 		Long: `Print what the machine wrote to its serial port, from its first byte, as it is.
 The log of a stopped machine is that of its last run.`,
 		Example:           "  lamina logs web\n  lamina logs web -f -n 20",
-		Args:              cobra.ExactArgs(1),
+		Args:              words("NAME"),
 		ValidArgsFunction: completeMachines(a, false),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args[0]) },
 	}

@@ -35,7 +35,7 @@ host's memory that is its own (proportional set size).
 	}
 	jsonFlag(cmd, &o.json)
 	cmd.Flags().BoolVar(&o.names, "names", false, "print the names only, one a line")
-	cmd.MarkFlagsMutuallyExclusive("json", "names")
+	exclusive(cmd, "json", "names")
 	return cmd
 }
 

@@ -19,7 +19,7 @@ func newMan() *cobra.Command {
 		Short:   "Write the manual pages into a folder",
 		Long:    "Write the manual pages, made of the same texts as the help, into a folder.",
 		Example: "  lamina man /usr/local/share/man/man1",
-		Args:    cobra.ExactArgs(1),
+		Args:    words("FOLDER"),
 		Hidden:  true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {

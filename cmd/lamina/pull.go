@@ -30,9 +30,9 @@ the checksums that their publishers give.`,
   lamina pull https://example.com/disk.qcow2 --checksum sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if o.list {
-				return cobra.NoArgs(cmd, args)
+				return words()(cmd, args)
 			}
-			return cobra.ExactArgs(1)(cmd, args)
+			return words("IMAGE")(cmd, args)
 		},
 		ValidArgsFunction: completeCatalog(a),
 		RunE: func(cmd *cobra.Command, args []string) error {

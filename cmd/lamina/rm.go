@@ -19,7 +19,7 @@ stay. A running machine is only removed with --force, which switches it off.
 
 ` + patternHelp,
 		Example:           "  lamina rm web\n  lamina rm -f 'w-*'",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              words("NAME..."),
 		ValidArgsFunction: completeMachines(a, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.rm(cmd.Context(), args, force)

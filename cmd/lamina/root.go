@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -58,10 +60,13 @@ func newRoot(a *app) *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.SetIn(a.stdin)
+	root.SetUsageFunc(func(c *cobra.Command) error {
+		_, err := io.WriteString(c.OutOrStdout(), usageText(c))
+		return err
+	})
 	root.SetVersionTemplate("lamina {{.Version}}\n")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelp())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddGroup(
 		&cobra.Group{ID: groupMachines, Title: "Machines:"},
 		&cobra.Group{ID: groupImages, Title: "Images:"},
@@ -77,23 +82,51 @@ func newRoot(a *app) *cobra.Command {
 	add(groupImages, newPull(a), newTemplate(a), newImg())
 	add(groupOther, newDaemon(a), newVersion(a), newCompletion())
 	root.AddCommand(newMan())
-	finish(root)
+	finish(a, root)
 	return root
 }
 
-// finish makes every verb's mistakes usage errors.
-func finish(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
-				return usageError{err}
-			}
-			return nil
+// finish makes every error before a verb's own work a usage error: unknown
+// options, missing words, options that exclude each other.
+func finish(a *app, cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			a.entered = true
+			return run(c, args)
 		}
 	}
 	cmd.DisableFlagsInUseLine = true
 	for _, c := range cmd.Commands() {
-		finish(c)
+		finish(a, c)
+	}
+}
+
+// words requires one word for each of what, which name them in the messages;
+// a last one that ends in "..." stands for any number of them.
+func words(what ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		many := len(what) > 0 && strings.HasSuffix(what[len(what)-1], "...")
+		switch {
+		case len(args) < len(what):
+			return fmt.Errorf("%s: %s is missing", cmd.Name(), strings.TrimSuffix(what[len(args)], "..."))
+		case len(args) > len(what) && !many:
+			return fmt.Errorf("%s: one word too many: %q", cmd.Name(), args[len(what)])
+		}
+		return nil
+	}
+}
+
+// exclusive refuses two options together.
+func exclusive(cmd *cobra.Command, one, other string) {
+	before := cmd.PreRunE
+	cmd.PreRunE = func(c *cobra.Command, args []string) error {
+		if c.Flags().Changed(one) && c.Flags().Changed(other) {
+			return fmt.Errorf("--%s and --%s exclude each other", one, other)
+		}
+		if before != nil {
+			return before(c, args)
+		}
+		return nil
 	}
 }
 

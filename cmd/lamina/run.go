@@ -42,7 +42,7 @@ Ctrl-C ends the waiting, not the machine.`,
 		Example: `  lamina run debian.qcow2 --name web --cpus 2 --memory 1G --ssh-key ~/.ssh/id_ed25519.pub -p 8080:80
   lamina run cirros --name try --attach
   lamina run disk.raw --format raw --bus sata --no-seed`,
-		Args:              cobra.ExactArgs(1),
+		Args:              words("IMAGE"),
 		ValidArgsFunction: completeTemplates(a, true, false),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args[0]) },
 	}
@@ -54,7 +54,7 @@ Ctrl-C ends the waiting, not the machine.`,
 	fs.BoolVar(&o.attach, "attach", false, "give the serial console at once; Ctrl-] leaves it")
 	jsonFlag(cmd, &o.json)
 	quietFlag(cmd, a)
-	cmd.MarkFlagsMutuallyExclusive("attach", "json")
+	exclusive(cmd, "attach", "json")
 	return cmd
 }
 

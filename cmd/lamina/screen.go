@@ -19,7 +19,7 @@ func newScreen(a *app) *cobra.Command {
 		Long: `Print the text on the machine's VGA screen, or write a picture of it. In a graphics
 mode there is no text; use --png.`,
 		Example:           "  lamina screen web\n  lamina screen web --png web.png",
-		Args:              cobra.ExactArgs(1),
+		Args:              words("NAME"),
 		ValidArgsFunction: completeMachines(a, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.screen(cmd.Context(), args[0], png)

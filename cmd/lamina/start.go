@@ -28,7 +28,7 @@ not the machines.
 
 ` + patternHelp,
 		Example:           "  lamina start web\n  lamina start 'w-{01..10}' --no-wait",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              words("NAME..."),
 		ValidArgsFunction: completeMachines(a, true),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
 	}

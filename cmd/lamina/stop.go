@@ -26,7 +26,7 @@ is kept, also with --force; what it had only in its memory is lost with --force.
 
 ` + patternHelp,
 		Example:           "  lamina stop web\n  lamina stop 'w-*' --force",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              words("NAME..."),
 		ValidArgsFunction: completeMachines(a, true),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
 	}

@@ -38,7 +38,7 @@ func newTemplateImport(a *app) *cobra.Command {
 		Long: `Make a template of an image: a file, a name of the catalog or a URL. An image that
 names other files (a backing file, an external data file) is refused.`,
 		Example: "  lamina template import debian.qcow2 --name web-template\n  lamina template import disk.raw --format raw --name old --user admin",
-		Args:    cobra.ExactArgs(1),
+		Args:    words("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOf("format", req.Format, formats); err != nil {
 				return err
@@ -91,7 +91,7 @@ func newTemplateLs(a *app) *cobra.Command {
 		Short:   "List the templates",
 		Long:    "List the templates. SIZE is what a guest sees, DISK what the image takes on the host.",
 		Example: "  lamina template ls\n  lamina template ls --json",
-		Args:    cobra.NoArgs,
+		Args:    words(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.connect(cmd.Context())
 			if err != nil {
@@ -124,7 +124,7 @@ func newTemplateInfo(a *app) *cobra.Command {
 		Short:             "Show all that is known of templates",
 		Long:              "Show all that is known of templates, by name or digest. With --json it is a list.\n\n" + patternHelp,
 		Example:           "  lamina template info web-template\n  lamina template info '*' --json",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              words("NAME..."),
 		ValidArgsFunction: completeTemplates(a, false, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect(cmd.Context())
@@ -177,7 +177,7 @@ func newTemplateVerify(a *app) *cobra.Command {
 		Short:             "Compare templates with their digests",
 		Long:              "Read the images of templates and compare each with the SHA-256 that it was stored\nunder. The exit status is 1 if one differs.\n\n" + patternHelp,
 		Example:           "  lamina template verify web-template\n  lamina template verify '*'",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              words("NAME..."),
 		ValidArgsFunction: completeTemplates(a, false, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.eachTemplate(cmd.Context(), args, func(ctx context.Context, c *client.Client, t api.Template) error {
@@ -202,7 +202,7 @@ func newTemplateRm(a *app) *cobra.Command {
 		Short:             "Remove templates that no machine needs",
 		Long:              "Remove templates, by name or digest. One that a machine needs is kept, with the\nmachines' names.\n\n" + patternHelp,
 		Example:           "  lamina template rm web-template",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              words("NAME..."),
 		ValidArgsFunction: completeTemplates(a, false, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.eachTemplate(cmd.Context(), args, func(ctx context.Context, c *client.Client, t api.Template) error {

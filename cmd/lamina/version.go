@@ -27,7 +27,7 @@ func newVersion(a *app) *cobra.Command {
 		Short:   "Print the versions of lamina and of its daemon",
 		Long:    "Print the versions of lamina and, where one runs, of its daemon. None is started.",
 		Example: "  lamina version\n  lamina version --json",
-		Args:    cobra.NoArgs,
+		Args:    words(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Version: api.BuildVersion, API: api.Level, Go: runtime.Version()}
 			h, err := home.Find()

@@ -100,7 +100,7 @@ func (c *Client) dialError(err error) error {
 	case len(path) > maxSocketPath:
 		return fmt.Errorf("the daemon's socket would be %s: that is %d bytes, a unix socket may have %d: set %s to a shorter folder",
 			path, len(path), maxSocketPath, home.Env)
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w: %s: %w", ErrNoDaemon, path, plain(err))
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: permission denied: the daemon there belongs to another user; use that user, or set %s to a folder of your own", path, home.Env)
