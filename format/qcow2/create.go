@@ -93,16 +93,12 @@ func (p *createPlan) head(l layout) ([]byte, error) {
 	if p.backingFormat != "" {
 		exts = append(exts, extension{extBackingFormat, []byte(p.backingFormat)})
 	}
-	if p.version >= 3 {
+	// Small clusters have no room for the names of features, which only serve
+	// messages, beside a backing file name; stock leaves them out too.
+	if p.version >= 3 && cs > 4096 {
 		exts = append(exts, extension{extFeatureNames, encodeFeatureNames(knownFeatures)})
 	}
-	b, err := encodeHead(h, exts, p.backing)
-	if err != nil && p.version >= 3 {
-		// A cluster of 512 bytes has no room for the names of features,
-		// which only serve messages, beside a backing file name.
-		b, err = encodeHead(h, exts[:len(exts)-1], p.backing)
-	}
-	return b, err
+	return encodeHead(h, exts, p.backing)
 }
 
 // write writes the image.
@@ -125,7 +121,7 @@ func (p *createPlan) write(ctx context.Context, w block.Writer, l layout, head [
 			out.put(make([]byte, l1Bytes), l1At)
 			return out.finish()
 		}
-		if err := out.finish(); err != nil || l1Bytes == 0 {
+		if err := out.finish(); err != nil {
 			return err
 		}
 		return extendFile(ctx, w, l1At+l1Bytes, block.PreallocOff)

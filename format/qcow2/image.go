@@ -38,23 +38,24 @@ type Image struct {
 
 	size   atomic.Int64 // virtual size
 	closed atomic.Bool
+	begun  atomic.Bool           // the header is prepared for changes
 	refuse atomic.Pointer[error] // set where writing has become impossible
 
 	guest rangeLock
 
 	wbMu sync.Mutex
 
-	mu       sync.RWMutex // guards everything down to inflated
-	hdr      header
-	hdrDirty bool
-	l1       []l1Entry
-	l1Dirty  span // indexes of entries that differ from the file
-	l2       l2Cache
-	refs     refcounts
-	meta     clusterSet // clusters that hold metadata; only if writable
-	freed    []freedRun // unlinked in memory, given back after the next barrier
-	fileEnd  int64      // what lies behind was never in use and reads as zeros
-	pack     packCursor
+	mu      sync.RWMutex // guards everything down to inflated
+	hdr     header
+	l1      []l1Entry
+	l1Dirty span // indexes of entries that differ from the file
+	l2      l2Cache
+	refs    refcounts
+	meta    clusterSet // clusters that hold metadata; only if writable
+	freed   []freedRun // unlinked in memory, given back after the next barrier
+	fileEnd int64      // what lies behind was never in use and reads as zeros
+	pack    packCursor
+	lazy    bool // refcounts on disk are not kept true; the dirty bit says so
 
 	inflated inflatedCache // has its own lock, a leaf
 	prealloc preallocProbe // has its own lock, taken before mu

@@ -14,13 +14,15 @@ type refcounts struct {
 	blocks     map[int64]*refBlock // by index in the table
 	hint       int64               // every cluster below is in use
 	limit      int                 // blocks to keep
+	need       int64               // entries that an allocation lacked
 }
 
 // refBlock is a refcount block in memory.
 type refBlock struct {
 	host         hostOffset
 	data         []byte
-	dirty        span // bytes that differ from the file
+	free, low    int64 // how many refcounts are 0; none of them below low
+	dirty        span  // bytes that differ from the file
 	gen, written uint64
 }
 
@@ -61,12 +63,17 @@ func (img *Image) refBlockAt(i int64) (*refBlock, error) {
 	if err := e.check(img.g); err != nil {
 		return nil, fmt.Errorf("refcount table entry %d: %w", i, err)
 	}
-	if int64(e.block()) >= img.openEnd {
+	if int64(e.block()) >= img.openEnd && !img.meta.has(img.g.cluster(int64(e))) {
 		return nil, corruptf("refcount block %d at offset %#x lies behind the end of the file (%d bytes)", i, int64(e.block()), img.file.Size())
 	}
 	b := &refBlock{host: e.block(), data: make([]byte, img.g.clusterSize())}
 	if err := readPadded(img.file, b.data, int64(b.host)); err != nil {
 		return nil, err
+	}
+	for k := range img.g.refBlockEntries() {
+		if getRefcount(b.data, img.g.refcountOrder, k) == 0 {
+			b.free++
+		}
 	}
 	img.putRefBlock(i, b)
 	return b, nil
@@ -76,8 +83,7 @@ func (img *Image) refBlockAt(i int64) (*refBlock, error) {
 func (img *Image) putRefBlock(i int64, b *refBlock) {
 	if len(img.refs.blocks) >= img.refs.limit {
 		for k, old := range img.refs.blocks {
-			// A block that was made since the open may not be on disk.
-			if !old.isDirty() && int64(old.host) < img.openEnd {
+			if !old.isDirty() {
 				delete(img.refs.blocks, k)
 				break
 			}
@@ -122,8 +128,15 @@ func (img *Image) addRefs(first, n int64, delta int) error {
 			}
 			setRefcount(b.data, g.refcountOrder, in, v+uint64(int64(delta)))
 			b.touch(g.refcountOrder, in)
-			if delta < 0 && v == 1 {
+			switch {
+			case delta < 0 && v == 1:
+				b.free, b.low = b.free+1, min(b.low, in)
 				img.refs.hint = min(img.refs.hint, i)
+				if img.pack.cluster(g) == i {
+					img.pack = packCursor{} // somebody else may take it now
+				}
+			case delta > 0 && v == 0:
+				b.free--
 			}
 		}
 	}

@@ -1,0 +1,3 @@
+package qcow2
+
+func (img *Image) repairDirty() error { return unsupportedf("dirty") }

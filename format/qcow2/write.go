@@ -1,0 +1,271 @@
+package qcow2
+
+import (
+	"fmt"
+
+	"github.com/lamina-vm/lamina/block"
+)
+
+// WriteAt implements [block.Writer]. Clusters that are allocated are written in
+// place, concurrently with everything that does not change their mapping.
+func (img *Image) WriteAt(p []byte, off int64) (int, error) {
+	if err := img.checkChange(off, int64(len(p))); err != nil {
+		return 0, img.fail("write", err)
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := img.begin(); err != nil {
+		return 0, img.fail("write", err)
+	}
+	done, err := img.writeInPlace(p, off)
+	if err != nil {
+		return 0, img.fail("write", err)
+	}
+	if done {
+		return len(p), nil
+	}
+	if err := img.relieve(); err != nil {
+		return 0, img.fail("write", err)
+	}
+	hold := img.lockBytes(off, int64(len(p)), true)
+	defer img.guest.unlock(hold)
+	if n, err := img.writeRange(p, off); err != nil {
+		return n, img.fail("write", err)
+	}
+	return len(p), nil
+}
+
+// writeInPlace writes p if every cluster of it is allocated, ours alone and
+// stored as it is.
+func (img *Image) writeInPlace(p []byte, off int64) (bool, error) {
+	hold := img.lockBytes(off, int64(len(p)), false)
+	defer img.guest.unlock(hold)
+	for at, end := off, off+int64(len(p)); at < end; {
+		r, err := img.lookup(at, end-at)
+		if err != nil {
+			return false, err
+		}
+		if r.kind != clusterData || !r.copied {
+			return false, nil
+		}
+		if r.length == int64(len(p)) {
+			return true, img.writeData(p, r.host)
+		}
+		at += r.length
+	}
+	for len(p) > 0 {
+		r, err := img.lookup(off, int64(len(p)))
+		if err != nil {
+			return false, err
+		}
+		if err := img.writeData(p[:r.length], r.host); err != nil {
+			return false, err
+		}
+		p, off = p[r.length:], off+r.length
+	}
+	return true, nil
+}
+
+// writeData writes guest data to host clusters, unless the image's own tables
+// lie there.
+func (img *Image) writeData(p []byte, host hostOffset) error {
+	g := img.g
+	first := g.cluster(int64(host))
+	img.mu.RLock()
+	bad := img.meta.first(first, g.cluster(int64(host)+int64(len(p))-1)-first+1)
+	img.mu.RUnlock()
+	if bad >= 0 {
+		return img.refuseWrites(corruptf("an L2 entry says that the cluster at offset %#x is guest data, but it holds metadata; writing there would destroy the image: run a check with repair", bad<<g.clusterBits))
+	}
+	_, err := img.wr.WriteAt(p, int64(host))
+	return err
+}
+
+// writeRange writes p at off. The caller holds the guest range alone. It
+// returns how many bytes were written before an error.
+func (img *Image) writeRange(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		r, err := img.lookup(off, int64(len(p)-done))
+		if err != nil {
+			return done, err
+		}
+		n := r.length
+		switch {
+		case r.copied && r.kind == clusterData:
+			err = img.writeData(p[done:done+int(n)], r.host)
+		case r.copied && r.kind == clusterZeroAlloc:
+			err = img.writeReused(p[done:done+int(n)], off, r.host)
+		default:
+			if n, err = img.needsClusters(off, n, int64(len(p)-done)); err == nil {
+				err = img.writeNew(p[done:done+int(n)], off)
+			}
+		}
+		if err != nil {
+			return done, fmt.Errorf("guest offset %#x: %w", off, err)
+		}
+		off += n
+		done += int(n)
+	}
+	return done, nil
+}
+
+// needsClusters extends [off, off+n) over what follows, up to limit bytes, as
+// long as it cannot be written in place either.
+func (img *Image) needsClusters(off, n, limit int64) (int64, error) {
+	for n < limit {
+		r, err := img.lookup(off+n, limit-n)
+		if err != nil {
+			return 0, err
+		}
+		if r.copied && (r.kind == clusterData || r.kind == clusterZeroAlloc) {
+			break
+		}
+		n += r.length
+	}
+	return n, nil
+}
+
+// writeReused writes to host clusters that are allocated but read as zeros:
+// what p does not cover of them is written as zeros.
+func (img *Image) writeReused(p []byte, off int64, host hostOffset) error {
+	g := img.g
+	start := g.roundDown(off)
+	host -= hostOffset(off - start)
+	n := g.roundUp(off+int64(len(p))) - start
+	if err := img.fillClusters(p, off, host, n, false); err != nil {
+		return err
+	}
+	return img.link(start, g.cluster(int64(host)), n>>g.clusterBits)
+}
+
+// writeNew writes to newly allocated clusters: data first, then the L2 entries
+// in memory; the writeback orders them on disk.
+func (img *Image) writeNew(p []byte, off int64) error {
+	g := img.g
+	for len(p) > 0 {
+		start := g.roundDown(off)
+		var first, count int64
+		var fresh bool
+		err := img.update(func() (err error) {
+			first, count, fresh, err = img.allocRun((g.roundUp(off+int64(len(p))) - start) >> g.clusterBits)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		n := min(int64(len(p)), start+count<<g.clusterBits-off)
+		err = img.fillClusters(p[:n], off, hostOffset(first<<g.clusterBits), count<<g.clusterBits, fresh)
+		if err != nil {
+			img.abandon(first, count)
+			return err
+		}
+		if err := img.link(start, first, count); err != nil {
+			return err // a part may be linked: the rest leaks
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// fillClusters writes n bytes of host clusters, of which p at guest offset off
+// is a part; the rest is what the guest clusters hold now. Where the file is
+// fresh, zeros need not be written.
+func (img *Image) fillClusters(p []byte, off int64, host hostOffset, n int64, fresh bool) error {
+	g := img.g
+	head := g.inCluster(off)
+	tail := n - head - int64(len(p))
+	start := off - head
+	end := off + int64(len(p))
+	if head > 0 && fresh && img.readsZero(start, head) {
+		host, n, start, head = host+hostOffset(head), n-head, off, 0
+	}
+	if tail > 0 && fresh && img.readsZero(end, tail) {
+		n, tail = n-tail, 0
+	}
+	if head == 0 && tail == 0 {
+		return img.writeData(p, host)
+	}
+	// One request for at most two clusters; otherwise the large middle is
+	// not worth a copy.
+	if n <= 2*g.clusterSize() {
+		b := clusterBuffers.get(n)
+		defer clusterBuffers.put(b)
+		if err := img.readOld(b[:head], start); err != nil {
+			return err
+		}
+		copy(b[head:], p)
+		if err := img.readOld(b[n-tail:], end); err != nil {
+			return err
+		}
+		return img.writeData(b, host)
+	}
+	b := clusterBuffers.get(g.clusterSize())
+	defer clusterBuffers.put(b)
+	if err := img.readOld(b[:head], start); err != nil {
+		return err
+	}
+	if head > 0 {
+		if err := img.writeData(b[:head], host); err != nil {
+			return err
+		}
+	}
+	if err := img.writeData(p, host+hostOffset(head)); err != nil {
+		return err
+	}
+	if tail == 0 {
+		return nil
+	}
+	if err := img.readOld(b[:tail], end); err != nil {
+		return err
+	}
+	return img.writeData(b[:tail], host+hostOffset(n-tail))
+}
+
+// readOld reads what the guest clusters hold now; behind the end of the disk
+// it is zeros, whatever a longer backing file has there.
+func (img *Image) readOld(p []byte, off int64) error {
+	in := min(max(img.Size()-off, 0), int64(len(p)))
+	clear(p[in:])
+	_, err := img.readRange(p[:in], off)
+	return err
+}
+
+// readsZero reports whether [off, off+n) is known to read as zeros, without
+// looking at data. An error counts as no.
+func (img *Image) readsZero(off, n int64) bool {
+	for end := min(off+n, img.Size()); off < end; {
+		r, err := img.lookup(off, end-off)
+		switch {
+		case err != nil:
+			return false
+		case r.kind == clusterZeroPlain || r.kind == clusterZeroAlloc:
+		case r.kind != clusterUnallocated || !img.backingIsZero(off, r.length):
+			return false
+		}
+		off += r.length
+	}
+	return true
+}
+
+// backingIsZero reports whether the backing file is known to read as zeros.
+func (img *Image) backingIsZero(off, n int64) bool {
+	if img.backing == nil {
+		return img.backingFile == ""
+	}
+	if n = min(n, img.backing.Size()-off); n <= 0 {
+		return true
+	}
+	if b, ok := img.backing.(*Image); ok {
+		return b.readsZero(off, n) // cheaper than merged extents
+	}
+	for e, err := range img.backing.Extents(off, n) {
+		if err != nil || !e.IsZero() {
+			return false
+		}
+	}
+	return true
+}
+
+var _ block.Writer = (*Image)(nil)
