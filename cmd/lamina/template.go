@@ -89,7 +89,7 @@ func newTemplateLs(a *app) *cobra.Command {
 		Use:     "ls [OPTIONS]",
 		Aliases: []string{"list"},
 		Short:   "List the templates",
-		Long:    "List the templates. SIZE is what a guest sees, DISK what the image takes on the host.",
+		Long:    "List the templates. SIZE is what a guest sees, DISK what the image takes here.",
 		Example: "  lamina template ls\n  lamina template ls --json",
 		Args:    words(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
