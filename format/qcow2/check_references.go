@@ -1,0 +1,254 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// countReferences counts what every table of the image refers to. fix lets it
+// repair damaged entries on the way.
+func (c *checker) countReferences(fix bool) error {
+	c.count(0, c.g.clusterSize())
+	if err := c.countL1(int64(c.img.hdr.l1Offset), int64(c.img.hdr.l1Size), true, fix); err != nil {
+		return err
+	}
+	if err := c.countSnapshots(fix); err != nil {
+		return err
+	}
+	c.count(int64(c.img.hdr.refTableOffset), int64(c.img.hdr.refTableClusters)<<c.g.clusterBits)
+	if err := c.countBitmaps(); err != nil {
+		return err
+	}
+	return c.countRefBlocks(fix)
+}
+
+// count counts one reference to every cluster of [off, off+n).
+func (c *checker) count(off, n int64) {
+	if n <= 0 {
+		return
+	}
+	// The last cluster may be cut off behind what was written.
+	if off+n-c.fileLen >= c.g.clusterSize() {
+		c.report("ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x%x size 0x%x", off, n)
+		c.res.Corruptions++
+		return
+	}
+	for k := off >> c.g.clusterBits; k <= (off+n-1)>>c.g.clusterBits; k++ {
+		c.clusters = max(c.clusters, k+1)
+		if !c.refs.add(k, c.g.maxRefcount()) {
+			c.report("ERROR: overflow cluster offset=0x%x", k<<c.g.clusterBits)
+			c.report("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image cannot be opened for writing")
+			c.res.Corruptions++
+		}
+	}
+}
+
+// l1Chunk is how much of an L1 table is read at a time.
+const l1Chunk = 64 << 10
+
+// countL1 counts an L1 table and what it refers to. active says that it is
+// that of the disk, not of a snapshot.
+func (c *checker) countL1(off, entries int64, active, fix bool) error {
+	if entries == 0 {
+		return nil
+	}
+	c.count(off, entries*8)
+	b := make([]byte, min(l1Chunk, entries*8))
+	for at := int64(0); at < entries*8; at += int64(len(b)) {
+		b = b[:min(int64(len(b)), entries*8-at)]
+		if err := c.read(b, off+at); err != nil {
+			c.report("ERROR: I/O error in check_refcounts_l1")
+			c.res.CheckErrors++
+			return fmt.Errorf("L1 table at offset %#x: %w", off, err)
+		}
+		for _, e := range decodeL1(b) {
+			if e == 0 {
+				continue
+			}
+			if e&l1ReservedMask != 0 {
+				c.report("ERROR found L1 entry with reserved bits set: %x", uint64(e))
+				c.res.Corruptions++
+			}
+			table := int64(e.l2Table())
+			c.count(table, c.g.clusterSize())
+			if c.g.inCluster(table) != 0 {
+				c.report("ERROR l2_offset=%x: Table is not cluster aligned; L1 entry corrupted", table)
+				c.res.Corruptions++
+			}
+			if err := c.countL2(table, active, fix); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// countL2 counts what an L2 table refers to.
+func (c *checker) countL2(table int64, active, fix bool) error {
+	if err := c.read(c.l2, table); err != nil {
+		c.report("ERROR: I/O error in check_refcounts_l2")
+		c.res.CheckErrors++
+		return fmt.Errorf("L2 table at offset %#x: %w", table, err)
+	}
+	next := int64(0) // where the next cluster of an unfragmented table lies
+	for i := int64(0); i < c.g.l2Entries(); i++ {
+		e := l2Entry(binary.BigEndian.Uint64(c.l2[i*8:]))
+		if e == 0 {
+			continue
+		}
+		kind := e.kind()
+		if kind != clusterCompressed && e&l2ReservedMask != 0 {
+			c.report("ERROR found l2 entry with reserved bits set: %x", uint64(e))
+			c.res.Corruptions++
+		}
+		switch kind {
+		case clusterCompressed:
+			c.countCompressed(e, active)
+		case clusterData, clusterZeroAlloc:
+			gone, err := c.checkAlignment(e, table+i*8, fix)
+			if err != nil {
+				return err
+			}
+			if gone {
+				continue
+			}
+			host := int64(e.host())
+			if active {
+				c.res.AllocatedClusters++
+				if next != 0 && host != next {
+					c.res.FragmentedClusters++
+				}
+				next = host + c.g.clusterSize()
+			}
+			c.count(host, c.g.clusterSize())
+		}
+	}
+	return nil
+}
+
+// countCompressed counts the clusters in which compressed bytes lie.
+func (c *checker) countCompressed(e l2Entry, active bool) {
+	off, n := e.compressedRange(c.g)
+	if e.copied() {
+		c.report("ERROR: coffset=0x%x: copied flag must never be set for compressed clusters", int64(off))
+		c.res.Corruptions++
+	}
+	c.count(int64(off), n)
+	if active {
+		c.res.AllocatedClusters++
+		c.res.CompressedClusters++
+		// A reader can never take two of them in one piece.
+		c.res.FragmentedClusters++
+	}
+}
+
+// checkAlignment looks at the host offset of an entry that lies at off in the
+// file. A preallocated zero cluster that is not aligned can be given up, since
+// it holds no data; gone says that it was.
+func (c *checker) checkAlignment(e l2Entry, off int64, fix bool) (gone bool, err error) {
+	host := int64(e.host())
+	if c.g.inCluster(host) == 0 {
+		return false, nil
+	}
+	if e.kind() == clusterData {
+		c.report("ERROR offset=%x: Data cluster is not properly aligned; L2 entry corrupted.", host)
+		c.res.Corruptions++
+		return false, nil
+	}
+	c.report("%s offset=%x: Preallocated cluster is not properly aligned; L2 entry corrupted.", c.label(fix), host)
+	if !fix || !c.mayWriteL2(off) {
+		c.res.Corruptions++
+		return false, nil
+	}
+	if err := c.write(binary.BigEndian.AppendUint64(nil, l2Zero), off); err != nil {
+		c.res.CheckErrors++
+		return false, fmt.Errorf("repair of the L2 entry at offset %#x: %w", off, err)
+	}
+	c.res.CorruptionsFixed++
+	return true, nil
+}
+
+// mayWriteL2 says whether a change of the L2 table that holds off would hit
+// the header, the L1 table or the refcount structure, which a damaged L1 entry
+// can point into.
+func (c *checker) mayWriteL2(off int64) bool {
+	cluster := c.g.cluster(off)
+	overlaps := func(start, n int64) bool {
+		return n > 0 && cluster >= c.g.cluster(start) && cluster <= c.g.cluster(start+n-1)
+	}
+	h := &c.img.hdr
+	bad := cluster == 0 || overlaps(int64(h.l1Offset), int64(h.l1Size)*8) ||
+		overlaps(int64(h.refTableOffset), int64(h.refTableClusters)<<c.g.clusterBits) ||
+		overlaps(int64(h.snapshotsOffset), c.img.snapshotTableBytes())
+	for _, e := range c.table {
+		bad = bad || e.block() != 0 && c.g.cluster(int64(e.block())) == cluster
+	}
+	for _, s := range c.img.snapshots {
+		bad = bad || overlaps(int64(s.l1Offset), int64(s.l1Size)*8)
+	}
+	if bad {
+		c.report("ERROR: Overlap check failed")
+		c.res.CheckErrors++
+	}
+	return !bad
+}
+
+// snapshotTableBytes returns the length of the snapshot table.
+func (img *Image) snapshotTableBytes() int64 {
+	n := int64(0)
+	for _, s := range img.snapshots {
+		n = (n + 7) &^ 7
+		n += snapshotFixed + int64(len(s.extra)+len(s.id)+len(s.name))
+	}
+	return n
+}
+
+// countSnapshots counts the internal snapshots and their table.
+func (c *checker) countSnapshots(fix bool) error {
+	for _, s := range c.img.snapshots {
+		if c.g.inCluster(int64(s.l1Offset)) != 0 {
+			c.report("ERROR snapshot %s (%s) l1_offset=%#x: L1 table is not cluster aligned; snapshot table entry corrupted", s.id, s.name, int64(s.l1Offset))
+			c.res.Corruptions++
+			continue
+		}
+		if s.l1Size > maxL1Bytes/8 {
+			c.report("ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; snapshot table entry corrupted", s.id, s.name, s.l1Size)
+			c.res.Corruptions++
+			continue
+		}
+		if err := c.countL1(int64(s.l1Offset), int64(s.l1Size), false, fix); err != nil {
+			return err
+		}
+	}
+	c.count(int64(c.img.hdr.snapshotsOffset), c.img.snapshotTableBytes())
+	return nil
+}
+
+// countRefBlocks counts the refcount blocks.
+func (c *checker) countRefBlocks(fix bool) error {
+	for i, e := range c.table {
+		cluster := uint64(e.block()) >> c.g.clusterBits
+		switch {
+		case e&refTableReserved != 0:
+			c.report("ERROR refcount table entry %d has reserved bits set", i)
+			c.res.Corruptions++
+			c.rebuild = true
+		case c.g.inCluster(int64(e.block())) != 0:
+			c.report("ERROR refcount block %d is not cluster aligned; refcount table entry corrupted", i)
+			c.res.Corruptions++
+			c.rebuild = true
+		case cluster >= uint64(c.clusters):
+			c.report("%s refcount block %d is outside image", c.label(fix), i)
+			c.res.Corruptions++
+			c.rebuild = c.rebuild || fix
+		case e.block() != 0:
+			c.count(int64(e.block()), c.g.clusterSize())
+			if n := c.refs.get(int64(cluster)); n != 1 {
+				c.report("ERROR refcount block %d refcount=%d", i, n)
+				c.res.Corruptions++
+				c.rebuild = true
+			}
+		}
+	}
+	return nil
+}
