@@ -34,6 +34,7 @@ type Image struct {
 	backingFormat string
 	backing       block.Node // nil if none or not opened
 	snapshots     []snapshot
+	snapshotBytes int64 // of the snapshot table
 	openEnd       int64 // size of the file at open, rounded up to clusters
 
 	size   atomic.Int64 // virtual size

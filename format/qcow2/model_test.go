@@ -74,7 +74,7 @@ type model struct {
 	back   []byte
 	dir    string
 	ops    int
-	noOpen bool
+	fixed  bool // no reopening
 }
 
 func newModel(t testing.TB, c geometryCase, seed uint64) *model {
@@ -191,6 +191,9 @@ func (m *model) step() {
 	case k < 98:
 		op = "resize"
 		err = m.resize()
+	case m.fixed:
+		op = "flush"
+		err = m.img.Flush()
 	default:
 		op = "reopen"
 		m.reopen()

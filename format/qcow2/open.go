@@ -167,9 +167,9 @@ func (img *Image) readSnapshots() error {
 		if err := readPadded(img.file, b, int64(img.hdr.snapshotsOffset)); err != nil {
 			return fmt.Errorf("Could not read snapshots: %w", err)
 		}
-		s, _, err := decodeSnapshots(b, count, img.g)
+		s, length, err := decodeSnapshots(b, count, img.g)
 		if err == nil {
-			img.snapshots = s
+			img.snapshots, img.snapshotBytes = s, int64(length)
 			return nil
 		}
 		if n == rest {
@@ -200,7 +200,7 @@ func (img *Image) noteMetadata() {
 		}
 	}
 	if img.hdr.snapshotCount > 0 {
-		table(hostOffset(img.hdr.snapshotsOffset), 1)
+		table(hostOffset(img.hdr.snapshotsOffset), max(img.snapshotBytes, 1))
 	}
 	for _, s := range img.snapshots {
 		table(s.l1Offset, int64(s.l1Size)*8)

@@ -1,3 +1,132 @@
 package qcow2
 
-func (img *Image) repairDirty() error { return unsupportedf("dirty") }
+import "slices"
+
+// repairDirty makes the refcounts of an image true that was not closed while
+// they were kept lazily, and then clears the dirty bit. The other tables of
+// such an image hold together; if they do not, it is not touched. Power loss
+// meanwhile leaves the image dirty, and it is done again.
+func (img *Image) repairDirty() error {
+	refs, err := img.countReferences()
+	if err != nil {
+		return err
+	}
+	for {
+		missing, err := img.missingBlocks(refs)
+		if err != nil {
+			return err
+		}
+		if len(missing) == 0 {
+			break
+		}
+		need := missing[len(missing)-1] + 1
+		if need <= int64(len(img.refs.table)) {
+			img.mu.Lock()
+			err := img.newTailBlocks(img.g.cluster(img.fileEnd), missing)
+			img.fileEnd += int64(len(missing)) << img.g.clusterBits
+			img.mu.Unlock()
+			if err != nil {
+				return err
+			}
+			break
+		}
+		// The old table becomes free, so the references change.
+		if err := img.growRefTable(need); err != nil {
+			return err
+		}
+		if err := img.writeback(true); err != nil {
+			return err
+		}
+		if refs, err = img.countReferences(); err != nil {
+			return err
+		}
+	}
+	if err := img.setRefcounts(refs); err != nil {
+		return err
+	}
+	if err := img.writeback(true); err != nil {
+		return err
+	}
+	img.hdr.incompat &^= incompatDirty
+	if err := img.writeMeta(img.hdr.fields(), 0); err != nil {
+		return err
+	}
+	return img.barrier()
+}
+
+// missingBlocks returns the indexes of the refcount blocks that the references
+// need and that are not there, and of those that these need when they are put
+// at the end of the file.
+func (img *Image) missingBlocks(refs *references) ([]int64, error) {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	g := img.g
+	set := map[int64]bool{}
+	lacks := func(index int64) error {
+		b, err := img.refBlockAt(index)
+		if b == nil && err == nil {
+			set[index] = true
+		}
+		return err
+	}
+	for chunk, counts := range refs.count {
+		for i, n := range counts {
+			if n == 0 {
+				continue
+			}
+			if err := lacks((chunk<<setChunkBits + int64(i)) >> g.refBlockBits()); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(set) > 0 {
+		first := g.cluster(img.fileEnd)
+		for i := first >> g.refBlockBits(); i <= (first+int64(len(set))-1)>>g.refBlockBits(); i++ {
+			if err := lacks(i); err != nil {
+				return nil, err
+			}
+		}
+	}
+	missing := make([]int64, 0, len(set))
+	for i := range set {
+		missing = append(missing, i)
+	}
+	slices.Sort(missing)
+	return missing, nil
+}
+
+// setRefcounts sets the refcounts of everything that was in the file when it
+// was walked.
+func (img *Image) setRefcounts(refs *references) error {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	g := img.g
+	for c := int64(0); c < g.cluster(refs.end); c++ {
+		b, err := img.refBlockAt(c >> g.refBlockBits())
+		if err != nil {
+			return err
+		}
+		want := refs.of(c)
+		if b == nil {
+			continue // and nothing refers to it
+		}
+		if want > g.maxRefcount() {
+			return errRefcountFull
+		}
+		in := c & (g.refBlockEntries() - 1)
+		have := getRefcount(b.data, g.refcountOrder, in)
+		if have == want {
+			continue
+		}
+		setRefcount(b.data, g.refcountOrder, in, want)
+		b.touch(g.refcountOrder, in)
+		switch {
+		case have == 0:
+			b.free--
+		case want == 0:
+			b.free, b.low = b.free+1, min(b.low, in)
+			img.refs.hint = min(img.refs.hint, c)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,185 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/block/record"
+	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/protocol/memory"
+)
+
+// crashOps is the number of operations of one recorded run.
+const crashOps = 60
+
+// crashRun is a recorded run of random operations.
+type crashRun struct {
+	m    *model
+	base *memory.Disk
+	rec  *record.Disk
+	// versions holds the content after each operation; at says how many
+	// events there were then, flushed which operations were flushes.
+	versions [][]byte
+	at       []int
+	flushed  []bool
+}
+
+func recordRun(t *testing.T, c geometryCase, seed uint64) *crashRun {
+	m := newModel(t, c, seed)
+	if err := m.img.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m.file = m.file.Reopen()
+	run := &crashRun{m: m, base: m.file.Clone(), rec: record.Wrap(m.file)}
+	m.fixed = true
+	m.img = run.open(t, run.rec)
+	run.note(true)
+	for range crashOps {
+		size := len(m.want)
+		m.step()
+		if len(m.want) != size {
+			run.note(true) // a change of the size is durable
+			continue
+		}
+		if m.r.IntN(6) == 0 {
+			if err := m.img.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			run.note(true)
+			continue
+		}
+		run.note(false)
+	}
+	if err := m.img.Close(); err != nil {
+		t.Fatal(err)
+	}
+	run.note(false)
+	return run
+}
+
+func (run *crashRun) note(flushed bool) {
+	run.versions = append(run.versions, append([]byte(nil), run.m.want...))
+	run.at = append(run.at, run.rec.Len())
+	run.flushed = append(run.flushed, flushed)
+}
+
+func (run *crashRun) open(t *testing.T, file block.Node) *Image {
+	t.Helper()
+	opts := format.OpenOptions{Writable: true, Filename: "crash"}
+	if run.m.c.backing > 0 {
+		opts.Opener = modelOpener{run.m.back}
+	}
+	n, err := (Driver{}).Open(context.Background(), file, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n.(*Image)
+}
+
+// check checks the disk that a power loss after n events left.
+func (run *crashRun) check(n int, disk *memory.Disk) error {
+	opts := format.OpenOptions{Writable: true, Filename: "crash"}
+	if run.m.c.backing > 0 {
+		opts.Opener = modelOpener{run.m.back}
+	}
+	node, err := (Driver{}).Open(context.Background(), disk, opts)
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	img := node.(*Image)
+	if err := requireRefcounts(img); err != nil {
+		return err
+	}
+	// The last flush before n, and the operation that was going on at n.
+	first, last := 0, len(run.at)-1
+	for i, at := range run.at {
+		if at <= n && run.flushed[i] {
+			first = i
+		}
+		if at >= n {
+			last = i
+			break
+		}
+	}
+	allowed := run.versions[first : last+1]
+	got := make([]byte, img.Size())
+	if _, err := img.ReadAt(got, 0); err != nil {
+		return err
+	}
+	for i, b := range got {
+		ok := false
+		for _, v := range allowed {
+			// What a shrink cuts off may be anything until it is done.
+			if i >= len(v) || v[i] == b {
+				ok = true
+				break
+			}
+		}
+		if !ok {
+			return fmt.Errorf("byte %d is %#x, neither flushed nor written since (operations %d to %d)", i, b, first, last)
+		}
+	}
+	return nil
+}
+
+// requireRefcounts fails if a refcount is lower than the references to its
+// cluster. Leaks are allowed.
+func requireRefcounts(img *Image) error {
+	refs, err := img.countReferences()
+	if err != nil {
+		return err
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	for chunk, counts := range refs.count {
+		for i, want := range counts {
+			if want == 0 {
+				continue
+			}
+			c := chunk<<setChunkBits + int64(i)
+			have, err := img.refcount(c)
+			if err != nil {
+				return err
+			}
+			if have < uint64(want) {
+				return fmt.Errorf("cluster at offset %#x has refcount %d and %d references", c<<img.g.clusterBits, have, want)
+			}
+		}
+	}
+	return nil
+}
+
+// TestCrash replays every prefix of the recorded changes, and of each a
+// sample of what a disk may do to what no barrier covers.
+func TestCrash(t *testing.T) {
+	seed := newSeed(t)
+	for _, c := range []geometryCase{
+		{"512", 40 << 10, map[string]string{"cluster_size": "512"}, 0},
+		{"512-64-backing", 40 << 10, map[string]string{"cluster_size": "512", "refcount_bits": "64"}, 30 << 10},
+		{"512-v2-longer-backing", 40 << 10, map[string]string{"cluster_size": "512", "compat": "0.10"}, 60 << 10},
+		{"4k-1", 128 << 10, map[string]string{"cluster_size": "4k", "refcount_bits": "1"}, 0},
+		{"512-lazy", 40 << 10, map[string]string{"cluster_size": "512", "lazy_refcounts": "on"}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			states := 0
+			for k := range uint64(3) {
+				run := recordRun(t, c, seed+k)
+				r := rand.New(rand.NewPCG(seed, k))
+				log := run.rec.Log()
+				for n, disk := range log.Prefixes(run.base) {
+					if err := run.check(n, disk); err != nil {
+						t.Fatalf("run %d, after %d of %d events: %v", k, n, len(log), err)
+					}
+					if err := run.check(n, log.Crash(run.base, n, r)); err != nil {
+						t.Fatalf("run %d, power loss after %d of %d events: %v", k, n, len(log), err)
+					}
+					states += 2
+				}
+			}
+			t.Logf("%d states", states)
+		})
+	}
+}
