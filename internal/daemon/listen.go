@@ -118,8 +118,13 @@ func checkPeer(c net.Conn) error {
 	if err := errors.Join(err, credErr); err != nil {
 		return err
 	}
-	if uid := int(cred.Uid); uid != os.Geteuid() && uid != 0 {
-		return fmt.Errorf("user %d may not use the daemon of user %d", uid, os.Geteuid())
+	return allowed(int(cred.Uid), os.Geteuid())
+}
+
+// allowed says whether a user may use the daemon of another.
+func allowed(uid, owner int) error {
+	if uid != owner && uid != 0 {
+		return fmt.Errorf("user %d may not use the daemon of user %d", uid, owner)
 	}
 	return nil
 }

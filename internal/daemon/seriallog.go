@@ -105,8 +105,11 @@ func tailOffset(path string, lines int, most int64) (int64, error) {
 	if most > 0 {
 		floor = max(0, end-most)
 	}
-	if lines < 0 {
+	switch {
+	case lines < 0:
 		return floor, nil
+	case lines == 0:
+		return end, nil
 	}
 	buf := make([]byte, 32<<10)
 	for off, first := end, true; off > floor; {
@@ -121,14 +124,11 @@ func tailOffset(path string, lines int, most int64) (int64, error) {
 		}
 		first = false
 		for i := bytes.LastIndexByte(part, '\n'); i >= 0; i = bytes.LastIndexByte(part, '\n') {
-			if lines--; lines <= 0 {
+			if lines--; lines == 0 {
 				return off + int64(i) + 1, nil
 			}
 			part = part[:i]
 		}
-	}
-	if lines <= 0 {
-		return end, nil
 	}
 	return floor, nil
 }
