@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,6 +23,9 @@ type follower struct {
 }
 
 func (a *app) follow(title string) *follower {
+	if filepath.IsAbs(title) {
+		title = filepath.Base(title)
+	}
 	return &follower{a: a, title: title, tasks: map[string]*progress.Task{}, warned: map[string]bool{}}
 }
 
@@ -53,6 +57,8 @@ func (f *follower) event(e api.Event) {
 		if f.a.terminal() { // a line for each of a hundred machines says nothing
 			f.task("").Stage(fmt.Sprintf("%d made", f.made))
 		}
+	case e.Text != "" && e.Current == e.Total:
+		f.task(e.Machine).Stage(text)
 	case e.Total > 0 || e.Current > 0:
 		f.task(e.Machine).Bytes(text, e.Current, e.Total)
 	case text != "":
