@@ -32,7 +32,11 @@ func (a *analyser) advise(kind string, stage Stage) (cause string, remedy []stri
 		return "the guest is built for a newer CPU than the machine has",
 			append([]string{"lamina run --accel kvm IMAGE: with KVM the guest sees the host's CPU", "use an image for older CPUs (a release before this one)"}, look...)
 	case KindLoader:
-		return "the boot loader waits for somebody to type: it found no configuration, or its menu has no time limit",
+		cause := "the boot loader waits for somebody to type: it found no configuration, or its menu has no time limit"
+		if f.loader != "" {
+			cause = fmt.Sprintf("the boot loader did not find its own files (%s) and waits for somebody to type", f.loader)
+		}
+		return cause,
 			append([]string{"lamina console " + a.name() + ": choose or type what to boot", "if the configuration is missing, the image is damaged: lamina img check IMAGE"}, look[1:]...)
 	case KindLoaderError:
 		return fmt.Sprintf("the boot loader could not load the system (%s)", orUnknown(f.loader)),

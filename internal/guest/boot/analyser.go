@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"slices"
 	"strings"
 	"time"
 )
@@ -58,6 +59,18 @@ type verdict struct {
 	rule *rule
 	due  time.Duration
 	src  *source
+	last []string // fatal: the lines up to the one that says it, then those behind
+	more int      // how many are behind
+}
+
+// behind keeps a line that follows a fatal one, unless it is of the dump that
+// the kernel writes then: that would push out the line that matters.
+func (v *verdict) behind(src *source, line string) {
+	if src != v.src || v.more == maxLast/2 || isKernelLine(line) && !strings.Contains(line, "Kernel panic") {
+		return
+	}
+	v.more++
+	v.last = append(v.last, clip(line))
 }
 
 func newAnalyser(o Options) *analyser {
@@ -133,17 +146,26 @@ func (a *analyser) line(src *source, line string) {
 	}
 	src.tail.add(line)
 	a.facts.learn(line)
+	if a.dead != nil {
+		a.dead.behind(src, line)
+	}
 	if isLoginSwamped(line) {
 		a.login(src, line)
 		return
 	}
 	stage, r := match(line)
+	if r == nil {
+		// A prompt that somebody, or a time limit, has answered.
+		if r = matchPrompt(line); r != nil {
+			stage = max(stage, r.stage)
+		}
+	}
 	a.restarted(src, line)
 	if stage > a.stage {
 		a.reach(src, stage, line)
 	}
 	if r == nil || r.mode != wait {
-		a.progress(src, r)
+		a.progress(src, r, line)
 	}
 	if r == nil {
 		return
@@ -160,7 +182,8 @@ func (a *analyser) line(src *source, line string) {
 		a.asking = a.sooner(a.asking, r, src)
 	case fatal:
 		if a.dead == nil {
-			a.dead = &verdict{r, a.now + r.after, src}
+			lines := src.tail.lines
+			a.dead = &verdict{rule: r, due: a.now + r.after, src: src, last: slices.Clone(lines[max(0, len(lines)-maxLast/2):])}
 		}
 	}
 }
@@ -172,7 +195,7 @@ func (a *analyser) sooner(old *verdict, r *rule, src *source) *verdict {
 	if a.hints.TCG {
 		after *= 2
 	}
-	v := &verdict{r, a.now + after, src}
+	v := &verdict{rule: r, due: a.now + after, src: src}
 	if old != nil && old.due <= v.due {
 		old.due = min(v.due, a.now+after)
 		return old
@@ -181,9 +204,13 @@ func (a *analyser) sooner(old *verdict, r *rule, src *source) *verdict {
 }
 
 // progress notes that something other than waiting happened.
-func (a *analyser) progress(src *source, r *rule) {
+func (a *analyser) progress(src *source, r *rule, line string) {
 	a.news, a.newsFrom = a.now, src
-	if r == nil || r.mode != prompt {
+	switch v := a.asking; {
+	case v == nil || r != nil && r.mode == prompt:
+	case v.rule.menu && a.stage == v.rule.stage && !leavesMenu(line):
+		a.asking = a.sooner(nil, v.rule, src) // still being drawn
+	default:
 		a.asking = nil
 	}
 	if w := a.waiting; w != nil && !w.rule.sticky && w.src == src {
@@ -211,9 +238,6 @@ func (a *analyser) tell(text, line string) {
 func (a *analyser) wait(src *source, r *rule, line string) {
 	if a.waiting == nil || a.waiting.rule.kind != r.kind {
 		a.waiting = &waiting{r, a.now, src}
-		if a.news == 0 && a.newsFrom == &a.serial {
-			a.newsFrom = src
-		}
 	}
 	text := r.note
 	switch {
@@ -234,17 +258,15 @@ func (a *analyser) prompt(src *source, line string) {
 		a.login(src, line)
 		return
 	}
-	for i := range prompts {
-		p := &prompts[i]
-		if p.is(line) {
-			if p.rule.stage > a.stage {
-				a.reach(src, p.rule.stage, line)
-			}
-			if a.asking == nil {
-				a.asking = a.sooner(nil, &p.rule, src)
-			}
-			return
-		}
+	r := matchPrompt(line)
+	if r == nil {
+		return
+	}
+	if r.stage > a.stage {
+		a.reach(src, r.stage, line)
+	}
+	if a.asking == nil {
+		a.asking = a.sooner(nil, r, src)
 	}
 }
 
@@ -277,7 +299,8 @@ func (a *analyser) restarted(src *source, line string) {
 	if again {
 		a.boots++
 		a.kernel, a.firmware = false, false
-		a.stage, a.dead, a.asking, a.waiting = stage-1, nil, nil, nil
+		// What was fatal stays so: a panic that restarts the guest is a panic.
+		a.stage, a.asking, a.waiting = stage-1, nil, nil
 		a.told = map[string]bool{}
 		a.tell("the guest started again", line)
 	}
@@ -361,12 +384,12 @@ func (a *analyser) conclude(r *rule, kind string, src *source) {
 		stage = r.at
 	}
 	kind = a.refine(kind)
-	last := append([]string{}, src.tail.lines...)
+	last := slices.Clone(src.tail.lines)
+	if a.dead != nil && src == a.dead.src {
+		last = a.dead.last
+	}
 	if p := src.term.partial(); p != "" {
-		if len(p) > clipLine {
-			p = strings.ToValidUTF8(p[:clipLine], "")
-		}
-		last = append(last, p)
+		last = append(last, clip(p))
 	}
 	cause, remedy := a.advise(kind, stage)
 	a.result = &Result{
@@ -385,6 +408,10 @@ func (a *analyser) refine(kind string) string {
 				return KindMemory
 			}
 			return KindInitramfs
+		}
+	case KindLoader:
+		if f.loader != "" && !f.rescue {
+			return KindLoaderError
 		}
 	case KindEmergency:
 		if f.missing != "" && a.stage < StageCloudInit {

@@ -14,7 +14,8 @@ type facts struct {
 	graphical bool   // the screen is in a graphics mode
 	ended     string // the guest's own words on its end
 	oom       bool
-	loader    string // the boot loader's last error
+	loader    string // the boot loader's first error
+	rescue    bool   // GRUB could not load its own parts
 }
 
 func (f *facts) learn(line string) {
@@ -22,7 +23,7 @@ func (f *facts) learn(line string) {
 	if _, rest, ok := strings.Cut(line, "start job is running for "); ok {
 		f.job, _, _ = strings.Cut(rest, " (")
 	}
-	if i := strings.Index(line, "http://"); i >= 0 && strings.Contains(line, "169.254.169.254") {
+	if i := strings.Index(line, "http://"); i >= 0 && (strings.Contains(line, "169.254.169.254") || strings.Contains(line, "Calling '")) {
 		f.asked = strings.TrimRight(strings.FieldsFunc(line[i:], func(r rune) bool { return strings.ContainsRune(" '\"", r) })[0], ",;)")
 	}
 	for _, w := range []string{"reboot: Power down", "reboot: Restarting system", "reboot: System halted", "Powering off", "System halted", "Rebooting."} {
@@ -30,9 +31,15 @@ func (f *facts) learn(line string) {
 			f.ended = line
 		}
 	}
-	if strings.HasPrefix(line, "error: ") || strings.Contains(line, "Could not find kernel image") || strings.Contains(line, "configuration") {
+	for _, w := range []string{"error: ", "Could not find kernel image", "No DEFAULT or UI", "No configuration file", "Failed to load "} {
+		if f.loader == "" && strings.HasPrefix(line, w) {
+			f.loader = line
+		}
+	}
+	if f.loader == "" && strings.HasPrefix(line, "Loading ") && strings.Contains(line, "... failed: ") {
 		f.loader = line
 	}
+	f.rescue = f.rescue || strings.Contains(line, "Entering rescue mode")
 }
 
 func (f *facts) learnKernel(line string) {
@@ -75,6 +82,9 @@ func missingDevice(line string) string {
 	}
 	if _, rest, ok := strings.Cut(line, `Cannot open root device "`); ok {
 		dev, _, _ := strings.Cut(rest, `"`)
+		if !strings.ContainsAny(dev, "/=") {
+			dev = "/dev/" + dev // the kernel leaves the folder out
+		}
 		return dev
 	}
 	return ""

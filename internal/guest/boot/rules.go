@@ -25,6 +25,8 @@ type rule struct {
 	sticky bool
 	// done ends a sticky wait of the same kind.
 	done bool
+	// menu: a prompt that is drawn in many lines, which do not answer it.
+	menu bool
 }
 
 type mode int
@@ -62,6 +64,8 @@ const (
 	soon    = 5 * time.Second
 )
 
+const metadataNote = "the guest asks a metadata service that is not there, which takes minutes"
+
 // rules are asked in order; the first with a kind decides what a line means,
 // every one that fits may raise the stage.
 var rules = []rule{
@@ -76,9 +80,10 @@ var rules = []rule{
 	// Boot loaders.
 	{has: []string{"Entering rescue mode"}, stage: StageBootLoader, mode: prompt, kind: KindLoader, after: soon},
 	{has: []string{"Minimal BASH-like line editing is supported"}, stage: StageBootLoader, mode: prompt, kind: KindLoader, after: soon},
-	{has: []string{"to select which entry is highlighted"}, stage: StageBootLoader, mode: prompt, kind: KindLoader, after: 12 * time.Second},
+	{has: []string{"to select which entry is highlighted"}, stage: StageBootLoader, mode: prompt, kind: KindLoader, after: 12 * time.Second, menu: true},
 	{has: []string{"error: out of memory"}, stage: StageBootLoader, mode: prompt, kind: KindMemory, after: soon},
 	{has: []string{"you need to load the kernel first", "error: no such device", "error: no such partition", "error: unknown filesystem", "error: disk `", "error: file `", "error: invalid arch"}, stage: StageBootLoader, mode: prompt, kind: KindLoaderError, after: 12 * time.Second},
+	{has: []string{"... failed: "}, also: "Loading ", stage: StageBootLoader, mode: prompt, kind: KindLoaderError, after: soon},
 	{has: []string{"Could not find kernel image", "No DEFAULT or UI configuration directive found", "No configuration file found", "Failed to load ldlinux", "Failed to load COM32", "Load error -", "Boot error", "Invalid or corrupt kernel image"}, stage: StageBootLoader, mode: prompt, kind: KindLoaderError, after: soon},
 	{has: []string{"GNU GRUB", "Welcome to GRUB", "GRUB loading", "SYSLINUX ", "ISOLINUX ", "EXTLINUX ", "PXELINUX ", "Booting a command list", "Booting `", "Loading Linux ", "Loading initial ramdisk", "systemd-boot", "Loading vmlinuz", "Loading /"}, stage: StageBootLoader},
 
@@ -101,21 +106,20 @@ var rules = []rule{
 	{has: []string{"A start job is running for /dev/disk/", "A start job is running for dev-disk-", "A start job is running for /dev/mapper"}, mode: wait, kind: KindNoRoot, after: 3 * time.Minute, at: StageKernel, note: "the guest waits for a disk that is not there"},
 	{has: []string{"Waiting for root device", "Waiting for root file system", "Begin: Waiting for root"}, mode: wait, kind: KindNoRoot, after: 3 * time.Minute, at: StageKernel, note: "the initramfs waits for the root device"},
 	{has: []string{"ERROR: device '"}, also: "not found", mode: fatal, kind: KindNoRoot, after: 2 * shortly, at: StageKernel},
-	{has: []string{"initramfs emergency recovery shell", "You are now being dropped into an emergency shell", "Entering emergency mode. Exit the shell to continue", "rd.shell"}, mode: fatal, kind: KindEmergency, after: shortly},
+	{has: []string{"initramfs emergency recovery shell", "You are now being dropped into an emergency shell", "Entering emergency mode. Exit the shell to continue"}, mode: fatal, kind: KindEmergency, after: shortly},
 
 	// File systems.
 	{has: []string{"RUN fsck MANUALLY", "requires a manual fsck", "fsck exited with status code 4", "fsck failed with exit status 4", "Failed to start File System Check", "Failed to start systemd-fsck"}, mode: fatal, kind: KindFsck, after: 2 * shortly},
 
 	// Metadata services.
 	{has: []string{"no results found for mode=net", "Giving up on md from", "No instance datasource found"}, stage: StageCloudInit, mode: note, kind: KindMetadata, note: "the guest gave up on the metadata service", done: true},
-	{has: []string{"169.254.169.254", "fd00:ec2::254", "metadata.google.internal", "[fe80::a9fe:a9fe"}, stage: StageCloudInit, mode: wait, kind: KindMetadata, after: 6 * time.Minute, note: "the guest asks a metadata service that is not there, which takes minutes", sticky: true},
-	{has: []string{"request failed"}, also: ": up ", stage: StageCloudInit, mode: wait, kind: KindMetadata, after: 6 * time.Minute, note: "the guest asks a metadata service that is not there, which takes minutes", sticky: true},
-	{has: []string{"lamina-guest: waiting for a metadata service"}, stage: StageCloudInit, mode: wait, kind: KindMetadata, after: 6 * time.Minute, note: "the guest asks a metadata service that is not there, which takes minutes", sticky: true},
+	{has: []string{"url_helper.py[WARNING]: Calling '", "url_helper.py[WARNING]: Timed out waiting", "169.254.169.254", "fd00:ec2::254", "metadata.google.internal"}, not: "ci-info:", stage: StageCloudInit, mode: wait, kind: KindMetadata, after: 6 * time.Minute, note: metadataNote, sticky: true},
+	{has: []string{"request failed"}, also: ": up ", stage: StageCloudInit, mode: wait, kind: KindMetadata, after: 6 * time.Minute, note: metadataNote, sticky: true},
 
 	// Init: systemd, busybox, OpenRC, sysvinit.
 	{has: []string{"You are in emergency mode", "You are in rescue mode", "Give root password for maintenance", "Press Enter for maintenance", "Cannot open access to console, the root account is locked"}, stage: StageInit, mode: fatal, kind: KindEmergency, after: shortly},
 	{has: []string{"A start job is running for ", "A stop job is running for "}, stage: StageInit, mode: wait, kind: KindService, after: 4 * time.Minute, note: "a service takes its time"},
-	{has: []string{"systemd[1]:", "[  OK  ]", "INIT: version", "OpenRC ", "init started: BusyBox", "Run /sbin/init as init process", "Run /etc/init as init process", "Starting syslogd"}, stage: StageInit},
+	{has: []string{"systemd[1]:", "[  OK  ]", "INIT: version", "OpenRC ", "init started: BusyBox", "Starting syslogd"}, stage: StageInit},
 	{has: []string{"Welcome to "}, also: "!", not: "GRUB", stage: StageInit},
 
 	// cloud-init and its work-alikes.
@@ -183,6 +187,17 @@ func isKernelLine(line string) bool {
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
+// leavesMenu says whether a line shows that a boot loader's menu has been left,
+// or will be by itself.
+func leavesMenu(line string) bool {
+	for _, s := range []string{"executed automatically", "Booting ", "Loading "} {
+		if strings.Contains(line, s) {
+			return true
+		}
+	}
+	return false
+}
+
 // The prompts that stand at the end of the output, without a line end.
 var prompts = []struct {
 	is   func(line string) bool
@@ -192,6 +207,16 @@ var prompts = []struct {
 	{equals("boot:"), rule{stage: StageBootLoader, mode: prompt, kind: KindLoader, after: 15 * time.Second}},
 	{equals("Shell>"), rule{stage: StageFirmware, mode: prompt, kind: KindNoBootable, after: soon}},
 	{equals("(initramfs)", "dracut:/#", "initramfs-shell>"), rule{stage: StageKernel, mode: prompt, kind: KindNoRoot, after: soon, at: StageKernel}},
+}
+
+// matchPrompt is the rule of a prompt, nil for a line that is none.
+func matchPrompt(line string) *rule {
+	for i := range prompts {
+		if prompts[i].is(line) {
+			return &prompts[i].rule
+		}
+	}
+	return nil
 }
 
 func equals(names ...string) func(string) bool {

@@ -132,9 +132,7 @@ func (t *terminal) partial() string {
 type tail struct{ lines []string }
 
 func (l *tail) add(s string) {
-	if len(s) > clipLine {
-		s = strings.ToValidUTF8(s[:clipLine], "") + "..."
-	}
+	s = clip(s)
 	if n := len(l.lines); n > 0 && sameButNumbers(l.lines[n-1], s) {
 		l.lines[n-1] = s // a counter that runs: one line is enough
 		return
@@ -144,6 +142,14 @@ func (l *tail) add(s string) {
 		l.lines = l.lines[:maxLast-1]
 	}
 	l.lines = append(l.lines, s)
+}
+
+// clip cuts a line to what is shown of it.
+func clip(s string) string {
+	if len(s) > clipLine {
+		return strings.ToValidUTF8(s[:clipLine], "") + "..."
+	}
+	return s
 }
 
 // sameButNumbers tells a line that is written again with another count.
