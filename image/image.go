@@ -89,8 +89,8 @@ const (
 
 // Layer is one image of a backing chain.
 type Layer struct {
-	// Name is the file's name as it was opened: the user's own for the
-	// first, resolved against the overlay's folder for the others.
+	// Name is the file's path: the user's own for the first, resolved
+	// against the overlay's folder for the others.
 	Name string
 	// Format is the driver's name; Probed says that it was guessed.
 	Format string
@@ -158,13 +158,7 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 	if formatName == "" {
 		formatName = loc.format
 	}
-	l := &Layer{Name: name}
-	if loc.path != "" {
-		l.Name = loc.path
-	}
-	if top {
-		l.Name = name
-	}
+	l := &Layer{Name: loc.path}
 	drv, err := c.openFile(l, loc.path, formatName, top)
 	if err != nil {
 		return nil, err

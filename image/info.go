@@ -47,7 +47,7 @@ func Inspect(ctx context.Context, name string, opts InfoOptions) ([]Info, error)
 		}
 	}()
 	formatName := opts.Format
-	for name != "" {
+	for {
 		l, err := c.open(ctx, name, formatName, true)
 		if err != nil {
 			return nil, &OpenError{Name: name, Err: err}
@@ -58,12 +58,11 @@ func Inspect(ctx context.Context, name string, opts InfoOptions) ([]Info, error)
 			return nil, fmt.Errorf("describe %s: %w", name, err)
 		}
 		infos = append(infos, info)
-		if !opts.Chain {
-			break
+		if !opts.Chain || info.FullBackingFile == "" {
+			return infos, nil
 		}
 		name, formatName = info.FullBackingFile, info.BackingFormat
 	}
-	return infos, nil
 }
 
 func describe(l *Layer) (Info, error) {
@@ -80,11 +79,7 @@ func describe(l *Layer) (Info, error) {
 		return info, err
 	}
 	if info.BackingFile != "" {
-		loc, err := parseName(l.Name)
-		if err != nil {
-			return info, err
-		}
-		info.FullBackingFile = combine(loc.path, info.BackingFile)
+		info.FullBackingFile = combine(l.Name, info.BackingFile)
 	}
 	return info, nil
 }

@@ -89,6 +89,10 @@ func (t *tool) runCheck(a checkArgs) int {
 	if !t.resolve(&a.src) {
 		return exitFailed
 	}
+	if a.opts.NoLock && a.opts.Repair != block.RepairNone {
+		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.src.name)
+		return exitFailed
+	}
 	human := mode == outputHuman && !a.quiet
 	a.opts.Format = a.src.format
 	a.opts.Report = func(line string) {
@@ -171,8 +175,8 @@ func checkJSON(r image.CheckReport) object {
 	add("leaks-fixed", r.LeaksFixed)
 	add("leaks", r.Leaks)
 	add("allocated-clusters", r.AllocatedClusters)
-	add("fragmented-clusters", r.FragmentedClusters)
 	o.add("filename", r.Filename)
 	o.add("format", r.Format)
+	add("fragmented-clusters", r.FragmentedClusters)
 	return o
 }

@@ -180,15 +180,15 @@ func (t *tool) checkConvert(a convertArgs) int {
 	case a.targetOpts && !o.NoCreate:
 		bad = "--target-image-opts requires use of -n flag"
 	}
+	switch {
+	case bad != "":
+	case o.NoCreate && a.options.set:
+		bad = "-o has no effect when skipping image creation"
+	case o.TargetZero && !o.NoCreate:
+		bad = "--target-is-zero requires use of -n flag"
+	}
 	if bad != "" {
 		t.errorf("%s", bad)
-		return exitFailed
-	}
-	if o.NoCreate && a.options.set {
-		t.errorf("warning: -o has no effect when skipping image creation")
-	}
-	if o.TargetZero && !o.NoCreate {
-		t.errorf("--target-is-zero requires use of -n flag")
 		return exitFailed
 	}
 	if a.options.set && a.options.wantsHelp() {
@@ -241,22 +241,19 @@ func (t *tool) targetOptions(a *convertArgs) bool {
 	return true
 }
 
-// creationOptions reads -o, -B and -F. It comes after the sources have been
-// found to open, as in the stock tool.
-func (t *tool) creationOptions(a *convertArgs) bool {
+// creationOptions reads -o, -B, -F and -t. It returns what is wrong with them.
+func creationOptions(a *convertArgs) string {
 	o := &a.opts
 	drv := all.Find(a.outFormat)
 	if drv == nil {
-		t.errorf("Unknown file format '%s'", a.outFormat)
-		return false
+		return "Unknown file format '" + a.outFormat + "'"
 	}
 	o.Format = a.outFormat
 	o.BackingFile, o.BackingFormat = a.backing, a.backingFmt
 	if !o.NoCreate {
 		c := creation{drv: drv}
 		if bad := c.parse(&a.options); bad != "" {
-			t.errorf("%s", bad)
-			return false
+			return bad
 		}
 		if o.BackingFile == "" {
 			o.BackingFile = c.values["backing_file"]
@@ -267,40 +264,48 @@ func (t *tool) creationOptions(a *convertArgs) bool {
 		delete(c.values, "size")
 		o.Values = c.values
 		hasBacking := findOption(drv.Options(), "backing_file") != nil
+		prealloc := c.values["preallocation"]
 		switch {
 		case o.BackingFile != "" && !hasBacking:
-			t.errorf("Backing file not supported for file format '%s'", a.outFormat)
-			return false
+			return "Backing file not supported for file format '" + a.outFormat + "'"
 		case o.BackingFormat != "" && !hasBacking:
-			t.errorf("Backing file format not supported for file format '%s'", a.outFormat)
-			return false
+			return "Backing file format not supported for file format '" + a.outFormat + "'"
 		case o.BackingFile != "" && o.BackingFormat == "":
-			t.errorf("Use of backing file requires explicit backing format")
-			return false
-		}
-		if p := c.values["preallocation"]; o.Compress && p != "" && p != "off" {
-			t.errorf("Compression and preallocation not supported at the same time")
-			return false
+			return "Use of backing file requires explicit backing format"
+		case o.Compress && prealloc != "" && prealloc != "off":
+			return "Compression and preallocation not supported at the same time"
 		}
 	}
 	if len(a.sources) > 1 && o.BackingFile != "" {
-		t.errorf("Having a backing file for the target makes no sense when concatenating multiple input images")
-		return false
+		return "Having a backing file for the target makes no sense when concatenating multiple input images"
 	}
-	var ok bool
-	o.Cache, ok = t.cacheMode("cache", a.cache, image.CacheUnsafe)
-	return ok
+	o.Cache = image.CacheUnsafe
+	if a.cache != "" {
+		var err error
+		if o.Cache, err = image.ParseCacheMode(a.cache); err != nil {
+			return "Invalid cache option: " + a.cache
+		}
+	}
+	return ""
 }
 
 func (t *tool) runConvert(a convertArgs) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	// Sources are opened first only to report them first.
-	if !t.sourcesOpen(ctx, a) || !t.creationOptions(&a) {
-		return exitFailed
-	}
-	if a.bitmaps {
-		t.errorf("--bitmaps is not supported")
+	bad := creationOptions(&a)
+	if bad != "" || a.bitmaps {
+		// The stock tool opens the sources before it looks at these.
+		raw, ok := t.sourcesOpen(ctx, a)
+		switch {
+		case !ok:
+			return exitFailed
+		case bad != "":
+		case raw:
+			bad = "Source lacks bitmap support"
+		default:
+			bad = "--bitmaps is not supported"
+		}
+		t.errorf("%s", bad)
 		return exitFailed
 	}
 	meter := t.newMeter(a.progress && !a.quiet)
@@ -319,20 +324,21 @@ func (t *tool) runConvert(a convertArgs) int {
 	return exitOK
 }
 
-// sourcesOpen reports the first source that does not open, before anything
-// is said about the target.
-func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) bool {
+// sourcesOpen reports the first source that does not open. raw says that one
+// is a raw image.
+func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) (raw, ok bool) {
 	for _, name := range a.sources {
 		im, err := image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock})
 		if err == nil {
+			raw = raw || im.Format() == "raw"
 			err = im.Close()
 		}
 		if err != nil {
 			t.failOpen(err)
-			return false
+			return raw, false
 		}
 	}
-	return true
+	return raw, true
 }
 
 func (t *tool) failConvert(a convertArgs, err error) int {

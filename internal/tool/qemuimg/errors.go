@@ -3,6 +3,7 @@ package qemuimg
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"strings"
 	"syscall"
 
@@ -54,8 +55,16 @@ func causeText(err error) string {
 
 // createText says why an image could not be made.
 func createText(err error, formatName string, hasClusters bool) string {
-	var path *fs.PathError
+	var (
+		path    *fs.PathError
+		regular *file.NotRegularError
+	)
 	switch {
+	case errors.As(err, &regular):
+		if isDirectory(regular.File) {
+			return "Could not create '" + regular.File + "': " + errnoText(syscall.EISDIR)
+		}
+		return causeText(err)
 	case errors.Is(err, syscall.EFBIG):
 		if hasClusters {
 			return "The image size is too large for file format '" + formatName + "' (try using a larger cluster size)"
@@ -65,6 +74,11 @@ func createText(err error, formatName string, hasClusters bool) string {
 		return "Could not create '" + path.Path + "': " + errnoText(path.Err)
 	}
 	return causeText(err)
+}
+
+func isDirectory(name string) bool {
+	st, err := os.Stat(name)
+	return err == nil && st.IsDir()
 }
 
 // errnoText is the C library's text for a system error: Go's begins in lower case.

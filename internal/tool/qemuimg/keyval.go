@@ -81,7 +81,8 @@ func parseKeyvals(text, implied string) []keyval {
 // creation is the values of a new image's options.
 type creation struct {
 	drv    format.Driver
-	values map[string]string // normalised: sizes as numbers of bytes
+	values map[string]string // normalised: sizes as numbers of bytes, switches as on and off
+	given  map[string]string // switches as they were written
 }
 
 // protocolOptions are those of the file itself. A driver may list them too.
@@ -122,6 +123,7 @@ func findOption(list []format.Option, name string) *format.Option {
 // stock tool's words, or "".
 func (c *creation) parse(l *optionList) string {
 	c.values = map[string]string{}
+	c.given = map[string]string{}
 	if !l.set {
 		return ""
 	}
@@ -134,6 +136,7 @@ func (c *creation) parse(l *optionList) string {
 		v := kv.value
 		switch o.Type {
 		case format.TypeBool:
+			c.given[kv.key] = v
 			switch v {
 			case "on", "yes", "true", "y":
 				v = "on"
@@ -184,6 +187,9 @@ func (c *creation) line() string {
 		}
 		if v == "" && !ok {
 			continue
+		}
+		if g, ok := c.given[kv.key]; ok {
+			v = g
 		}
 		b.WriteString(" " + kv.key + "=" + strings.ReplaceAll(v, ",", ",,"))
 	}

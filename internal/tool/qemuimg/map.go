@@ -3,6 +3,7 @@ package qemuimg
 import (
 	"context"
 	"io"
+	"strconv"
 
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
@@ -86,10 +87,18 @@ func (t *tool) printMap(im *image.Image, start, length int64) int {
 			t.errorf("File contains external, encrypted or compressed clusters.")
 			return exitFailed
 		default:
-			t.printf("%#-16x%#-16x%#-16x%s\n", e.Start, e.Length, e.Offset, e.Filename)
+			t.printf("%-16s%-16s%-16s%s\n", hex(e.Start), hex(e.Length), hex(e.Offset), e.Filename)
 		}
 	}
 	return exitOK
+}
+
+// hex writes a number as C's "%#x" does: zero has no prefix.
+func hex(n int64) string {
+	if n == 0 {
+		return "0"
+	}
+	return "0x" + strconv.FormatInt(n, 16)
 }
 
 // printMapJSON prints every run, on a line of its own.

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
+	"github.com/lamina-vm/lamina/protocol/file"
 )
 
 const resizeSyntax = "[--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] [--force-shrink] filename [+ | -]size"
@@ -75,7 +78,7 @@ func (t *tool) resize(args []string) int {
 		t.warnProbed(src.name)
 	}
 	if err != nil {
-		return t.failResize(err)
+		return t.failResize(src.name, err)
 	}
 	if !quiet {
 		t.printf("Image resized.\n")
@@ -108,10 +111,16 @@ func (t *tool) sizeChange(arg string, opts *image.ResizeOptions) bool {
 	return false
 }
 
-func (t *tool) failResize(err error) int {
-	var open *image.OpenError
-	var cut *image.CutError
+func (t *tool) failResize(name string, err error) int {
+	var (
+		open    *image.OpenError
+		cut     *image.CutError
+		regular *file.NotRegularError
+		errno   syscall.Errno
+	)
 	switch {
+	case errors.As(err, &regular) && isDirectory(regular.File):
+		t.errorf("Could not open '%s': Could not open '%s': %s", regular.File, regular.File, errnoText(syscall.EISDIR))
 	case errors.As(err, &open):
 		return t.failOpen(err)
 	case errors.Is(err, image.ErrNeedsShrink):
@@ -124,8 +133,10 @@ func (t *tool) failResize(err error) int {
 	case errors.As(err, &cut):
 		t.errorf("%s", fmt.Sprintf("Partition %d (%s partition table) ends at %d bytes and would be cut: make it smaller first, or use --force-shrink to lose what is behind the new end.",
 			cut.Partition.Number, cut.Scheme, cut.Partition.End()))
+	case errors.As(err, &errno):
+		t.errorf("Could not resize file: %s", errnoText(errno))
 	default:
-		t.errorf("%s", plainText(err))
+		t.errorf("%s", strings.TrimPrefix(plainText(err), "resize "+name+": "))
 	}
 	return exitFailed
 }

@@ -15,13 +15,20 @@ var (
 
 // parseSize reads a number of bytes as QEMU does: decimal, with a fraction
 // and one of the suffixes b k M G T P E in either case (powers of 1024), or
-// hexadecimal without either. A fraction of a byte is rounded down.
+// hexadecimal. A fraction is rounded to the next byte.
 func parseSize(s string) (uint64, error) {
 	s = strings.TrimLeft(s, " \t\n\v\f\r")
 	s = strings.TrimPrefix(s, "+")
 	if hex, ok := strings.CutPrefix(strings.ToLower(s), "0x"); ok {
-		n, err := strconv.ParseUint(hex, 16, 64)
-		return n, sizeError(err)
+		end := 0
+		for end < len(hex) && strings.IndexByte("0123456789abcdef", hex[end]) >= 0 {
+			end++
+		}
+		n, err := strconv.ParseUint(hex[:end], 16, 64)
+		if err != nil {
+			return 0, sizeError(err)
+		}
+		return scale(n, 0, hex[end:])
 	}
 	end := 0
 	for end < len(s) && s[end] >= '0' && s[end] <= '9' {
@@ -48,6 +55,11 @@ func parseSize(s string) (uint64, error) {
 		}
 		s = s[end:]
 	}
+	return scale(n, fraction, s)
+}
+
+// scale multiplies by a suffix.
+func scale(n uint64, fraction float64, s string) (uint64, error) {
 	shift := 0
 	if s != "" {
 		i := strings.IndexByte("bkmgtpe", s[0]|0x20)
@@ -63,7 +75,7 @@ func parseSize(s string) (uint64, error) {
 		return 0, errSizeTooBig
 	}
 	n <<= shift
-	part := uint64(fraction * float64(uint64(1)<<shift))
+	part := uint64(fraction*float64(uint64(1)<<shift) + 0.5)
 	if n > math.MaxUint64-part {
 		return 0, errSizeTooBig
 	}
@@ -84,6 +96,9 @@ func sizeError(err error) error {
 // it in the stock tool's words; what names the argument.
 func (t *tool) number(what, s string) (int64, bool) {
 	n, err := parseSize(s)
+	if hexWithSuffix(s) && err == nil {
+		t.errorf("warning: Using a multiplier suffix on hex numbers is deprecated: %s", s)
+	}
 	switch {
 	case errors.Is(err, errSizeTooBig) || err == nil && n > math.MaxInt64:
 		t.errorf("Invalid %s specified. Must be between 0 and %d.", what, int64(math.MaxInt64))
@@ -94,6 +109,13 @@ func (t *tool) number(what, s string) (int64, bool) {
 		return int64(n), true
 	}
 	return 0, false
+}
+
+// hexWithSuffix reports whether a valid size is hexadecimal with a suffix,
+// which QEMU means to forbid one day.
+func hexWithSuffix(s string) bool {
+	s = strings.ToLower(strings.TrimLeft(s, " \t\n\v\f\r+"))
+	return strings.HasPrefix(s, "0x") && strings.IndexByte("kmgtp", s[len(s)-1]) >= 0
 }
 
 // sizeHint is what QEMU prints behind an option whose size does not parse.

@@ -1,0 +1,332 @@
+package qemuimg
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/lamina-vm/lamina/internal/qemutest"
+)
+
+// asTool in the environment makes the test binary the tool itself, so that it
+// runs as a program of its own beside the stock one.
+const asTool = "LAMINA_TEST_AS_QEMU_IMG"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asTool) != "" {
+		os.Exit(Main("qemu-img", os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// result is what a tool did.
+type result struct {
+	stdout, stderr string
+	status         int
+}
+
+// runTool runs stock qemu-img, or ours, in a folder.
+func runTool(t *testing.T, ours bool, dir string, args []string) result {
+	t.Helper()
+	path := qemutest.Path(t, "qemu-img")
+	if ours {
+		var err error
+		if path, err = os.Executable(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
+	if ours {
+		cmd.Env = append(cmd.Env, asTool+"=1")
+	}
+	var out, errb bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errb
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	if exit != nil && !exit.Exited() {
+		t.Fatalf("%q: %v\n%s", args, err, errb.String())
+	}
+	return result{out.String(), errb.String(), cmd.ProcessState.ExitCode()}
+}
+
+// diskSize is what each tool's images take on the host: not to be the same,
+// ours are to be smaller.
+var diskSize = regexp.MustCompile(`(disk size: |"actual-size": )[^\n,]*`)
+
+// words splits a command line at spaces; single quotes keep what is in them.
+func words(line string) []string {
+	var list []string
+	for line = strings.TrimLeft(line, " "); line != ""; line = strings.TrimLeft(line, " ") {
+		if rest, ok := strings.CutPrefix(line, "'"); ok {
+			word, after, _ := strings.Cut(rest, "'")
+			list, line = append(list, word), after
+			continue
+		}
+		word, after, _ := strings.Cut(line, " ")
+		list, line = append(list, word), after
+	}
+	return list
+}
+
+// fixtures makes the images that the command lines work on, with the stock
+// tools only.
+func fixtures(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	img := func(line string) {
+		t.Helper()
+		if r := runTool(t, false, dir, words(line)); r.status != 0 {
+			t.Fatalf("qemu-img %s: %s", line, r.stderr)
+		}
+	}
+	write := func(format, file string, cmds ...string) {
+		t.Helper()
+		qemutest.IO(t, format, filepath.Join(dir, file), cmds...)
+	}
+	for _, line := range []string{
+		"create -q -f raw a.raw 10M", "create -q -f raw small 1M", "create -q -f qcow2 a.qcow2 10M",
+		"create -q -f qcow2 -b a.raw -F raw b.qcow2", "create -q -f qcow2 -b b.qcow2 -F qcow2 c.qcow2 12M",
+		"create -q -f qcow2 -u -b nope.raw -F raw missing.qcow2 10M", "create -q -f qcow2 -u -b missing.qcow2 -F qcow2 missing2.qcow2 10M",
+		"create -q -f qcow2 -u -b loop2.qcow2 -F qcow2 loop1.qcow2 1M", "create -q -f qcow2 -u -b loop1.qcow2 -F qcow2 loop2.qcow2 1M",
+		"create -q -f qcow2 -u -b self.qcow2 -F qcow2 self.qcow2 1M",
+		"create -q -f qcow2 -o compat=0.10 v2.qcow2 1M", "create -q -f qcow2 -o lazy_refcounts=on dirty.qcow2 1M",
+		"create -q -f qcow2 -o preallocation=metadata prealloc.qcow2 1M", "create -q -f qcow2 zero.qcow2 0",
+		"create -q -f qcow2 -o cluster_size=512 small.qcow2 1M", "create -q -f qcow2 snap.qcow2 1M",
+	} {
+		img(line)
+	}
+	write("raw", "a.raw", "write -P 1 2M 64k", "write -P 2 5M 192k")
+	write("qcow2", "c.qcow2", "write -P 3 1M 256k", "write -z 3M 1M", "write -P 4 11M 4k")
+	write("qcow2", "small.qcow2", "write -P 5 0 3k", "write -P 6 10k 20k")
+	img("create -q -f qcow2 -b c.qcow2 -F qcow2 deep.qcow2")
+	write("qcow2", "deep.qcow2", "write -z 0 1M", "write -P 7 5M 64k", "write -z -u 2M 128k")
+	img("convert -c -O qcow2 c.qcow2 comp.qcow2")
+	img("snapshot -c one snap.qcow2")
+	write("qcow2", "snap.qcow2", "write -P 8 0 64k")
+	img("snapshot -c two snap.qcow2")
+	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	img("create -q -f raw d/base.raw 1M")
+	img("create -q -f qcow2 -b base.raw -F raw d/over.qcow2")
+	poke(t, filepath.Join(dir, "dirty.qcow2"), 79, 1)
+	damaged(t, dir)
+	for link, to := range map[string]string{"link.qcow2": "a.qcow2", "dangling": "nowhere", "ring": "ring"} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, filepath.Join(dir, "empty"), nil)
+	put(t, filepath.Join(dir, "garbage"), []byte("garbage"))
+	return dir
+}
+
+// damaged makes images that break the specification, out of a.qcow2.
+func damaged(t *testing.T, dir string) {
+	t.Helper()
+	good, err := os.ReadFile(filepath.Join(dir, "a.qcow2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{3, 8, 60, 100, 66000} {
+		put(t, filepath.Join(dir, fmt.Sprintf("cut%d.qcow2", n)), good[:n])
+	}
+	for _, d := range damages {
+		name := filepath.Join(dir, d.name+".qcow2")
+		put(t, name, good)
+		poke(t, name, d.at, d.bytes...)
+	}
+}
+
+// damages are changes of a version 3 header.
+var damages = []struct {
+	name  string
+	at    int64
+	bytes []byte
+}{
+	{"version", 4, []byte{0, 0, 0, 4}},
+	{"cluster48", 20, []byte{0, 0, 0, 48}},
+	{"cluster8", 20, []byte{0, 0, 0, 8}},
+	{"huge", 24, []byte{0x7f, 255, 255, 255, 255, 255, 255, 0}},
+	{"crypt", 32, []byte{0, 0, 0, 9}},
+	{"l1huge", 36, []byte{0x7f, 255, 255, 255}},
+	{"l1none", 36, []byte{0, 0, 0, 0}},
+	{"l1odd", 40, []byte{0, 0, 0, 0, 0, 0, 0, 1}},
+	{"reftable", 48, []byte{0x7f, 255, 255, 255, 255, 255, 0, 0}},
+	{"reftablehuge", 56, []byte{0x7f, 255, 255, 255}},
+	{"snaphuge", 60, []byte{0, 255, 255, 255}},
+	{"incompat", 72, []byte{0x80, 0, 0, 0, 0, 0, 0, 0}},
+	{"corruptbit", 79, []byte{2}},
+	{"compressbit", 79, []byte{8}},
+	{"refbits", 96, []byte{0, 0, 0, 9}},
+	{"headershort", 100, []byte{0, 0, 0, 16}},
+	{"headerlong", 100, []byte{0x7f, 255, 255, 255}},
+	{"compression", 104, []byte{255}},
+	{"backname", 8, []byte{0, 0, 0, 0, 0, 0, 0, 0xf0, 0, 255, 255, 255}},
+}
+
+func poke(t *testing.T, name string, at int64, b ...byte) {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(b, at)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func put(t *testing.T, name string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// copyDir copies a folder with its holes and links.
+func copyDir(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v: %s", err, out)
+	}
+}
+
+// TestDifferential runs every command line of the table through both tools,
+// on identical files in fresh folders. Output, errors and exit status must be
+// the same, and afterwards the same files with the same guest content. Where
+// the table has a reason for a difference, there must be one.
+func TestDifferential(t *testing.T) {
+	base := fixtures(t)
+	seen := 0
+	for _, group := range table {
+		t.Run(group.name, func(t *testing.T) {
+			for _, c := range group.cases {
+				seen += strings.Count(c.lines, ";") + 1
+				t.Run(strings.ReplaceAll(c.lines, "/", "|"), func(t *testing.T) { t.Parallel(); runCase(t, base, c) })
+			}
+		})
+	}
+	if seen < 120 {
+		t.Errorf("only %d command lines", seen)
+	}
+}
+
+func runCase(t *testing.T, base string, c diffCase) {
+	dir := t.TempDir()
+	var got, want string
+	for _, ours := range []bool{false, true} {
+		sub := filepath.Join(dir, map[bool]string{false: "stock", true: "ours"}[ours])
+		copyDir(t, base, sub)
+		release := func() {}
+		if c.hold != "" {
+			release = hold(t, sub, words(c.hold))
+		}
+		var b strings.Builder
+		for line := range strings.SplitSeq(c.lines, ";") {
+			r := runTool(t, ours, sub, words(line))
+			fmt.Fprintf(&b, "$ qemu-img %s\n%s--- stderr\n%s\n--- status %d\n", line, diskSize.ReplaceAllString(r.stdout, "${1}X"), r.stderr, r.status)
+		}
+		release()
+		if ours {
+			got = b.String()
+		} else {
+			want = b.String()
+		}
+	}
+	if got == want && c.why != "" {
+		t.Errorf("the table has a reason for a difference that is not there: %s", c.why)
+	}
+	if got != want && c.why == "" {
+		t.Errorf("ours:\n%s\nstock:\n%s", got, want)
+	}
+	if c.has != "" && !strings.Contains(got, c.has) {
+		t.Errorf("ours lacks %q:\n%s", c.has, got)
+	}
+	if !c.otherFiles {
+		sameFiles(t, filepath.Join(dir, "ours"), filepath.Join(dir, "stock"))
+	}
+}
+
+// sameFiles requires the same files, each of the same bytes or the same guest
+// content.
+func sameFiles(t *testing.T, ours, stock string) {
+	t.Helper()
+	list := func(dir string) []string {
+		var names []string
+		err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() {
+				rel, _ := filepath.Rel(dir, path)
+				names = append(names, rel)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	a, b := list(ours), list(stock)
+	if strings.Join(a, "\n") != strings.Join(b, "\n") {
+		t.Fatalf("files: ours %q, stock %q", a, b)
+	}
+	for _, name := range a {
+		x, y := filepath.Join(ours, name), filepath.Join(stock, name)
+		if exec.Command("cmp", "-s", x, y).Run() == nil {
+			continue
+		}
+		if r := qemutest.Run(t, "qemu-img", "compare", x, y); r.Status != 0 {
+			t.Errorf("content of %s: %s%s", name, r.Stdout, r.Stderr)
+		}
+		if r := qemutest.Run(t, "qemu-img", "check", x); r.Status != 0 && r.Status != 63 {
+			t.Errorf("check of our %s: %s%s", name, r.Stdout, r.Stderr)
+		}
+	}
+}
+
+// hold has a stock qemu-io keep an image open, as a running guest would,
+// until the function that it returns is called.
+func hold(t *testing.T, dir string, args []string) func() {
+	t.Helper()
+	cmd := exec.Command(qemutest.Path(t, "qemu-io"), args...)
+	cmd.Dir = dir
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// It answers once the image is open.
+	if _, err := io.WriteString(in, "length\n"); err != nil {
+		t.Fatal(err)
+	}
+	var answer []byte
+	for buf := make([]byte, 1); !bytes.Contains(answer, []byte("iB")); {
+		if _, err := out.Read(buf); err != nil {
+			t.Fatalf("qemu-io %q: %v: %s", args, err, answer)
+		}
+		answer = append(answer, buf...)
+	}
+	return func() {
+		_ = in.Close()
+		_, _ = io.Copy(io.Discard, out)
+		_ = cmd.Wait()
+	}
+}
