@@ -123,7 +123,6 @@ sed -i "s/@RELEASE@/$release/" "$root/etc/os-release"
 find "$root" -type d -exec chmod 755 {} +
 find "$root/etc" -type f -exec chmod 644 {} +
 chmod 755 "$root"/lib/lamina/* "$root"/etc/acpi/PWRF/* "$root"/bin/*
-chmod 4755 "$root/bin/busybox"
 chmod 600 "$root/etc/shadow"
 chmod 700 "$root/root"
 chmod 1777 "$root/tmp"
@@ -147,7 +146,9 @@ dd if=$mbr of="$output" bs=440 count=1 conv=notrunc status=none
 # Everything is initialised here: nothing writes to a new machine's disk in
 # the background.
 $as_root sh -c '
-    chown -R 0:0 "$1"; chown -R 1000:1000 "$1/home/lamina"
+    chown -R 0:0 "$1"
+    chown -R 1000:1000 "$1/home/lamina"
+    chmod 4755 "$1/bin/busybox" # for su; chown takes the bit away
     mke2fs -q -t ext4 -L lamina-root -U 6c616d69-6e61-4000-8000-736d616c6c30 \
         -m 0 -J size=4 -O ^metadata_csum,^64bit,^orphan_file \
         -E lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0 \
@@ -155,13 +156,16 @@ $as_root sh -c '
 ' sh "$root" "$work/root.ext4" $((root_sectors / 2))k
 dd if="$work/root.ext4" of="$output" bs=1M seek=$((root_start / 2048)) conv=notrunc,sparse status=none
 
-cat >"$work/syslinux.cfg" <<EOF
-SERIAL 0 115200
-DEFAULT lamina
-PROMPT 0
-TIMEOUT 1
-$(cat "$sources/small/labels")
-EOF
+# The first three settings have a fixed width: variant.go changes them in
+# place. Timeouts are in tenths of a second.
+common="console=tty0 console=ttyS0,115200 quiet nomodeset mitigations=off random.trust_cpu=on nokaslr no_timer_check cryptomgr.notests"
+{
+    echo "SERIAL 0 115200"
+    echo "DEFAULT lamina  "
+    echo "PROMPT 0"
+    echo "TIMEOUT 1"
+    sed "s/@COMMON@/$common/" "$sources/small/labels"
+} >"$work/syslinux.cfg"
 fat="$output@@$((boot_start * 512))"
 export MTOOLS_SKIP_CHECK=1
 mformat -i "$fat" -T $boot_sectors -h 64 -s 32 -H $boot_start -v LAMINA ::

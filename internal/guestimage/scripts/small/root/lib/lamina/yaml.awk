@@ -2,11 +2,17 @@
 # block and flow collections, plain, quoted, literal and folded scalars. In a
 # value newline and backslash are written \n and \\. Not known: anchors, tags,
 # multi-line quoted scalars, keys with spaces.
+# escape puts by in the place of each c. (What gsub makes of backslashes in
+# its replacement differs from awk to awk.)
+function escape(v, c, by,   i, n, part, r) {
+    n = split(v, part, c)
+    r = part[1]
+    for (i = 2; i <= n; i++) r = r by part[i]
+    return r
+}
 function emit(path, v) {
-    gsub(/\\/, "\\\\", v)
-    gsub(/\n/, "\\n", v)
-    gsub(/\t/, "\\t", v)
-    print substr(path, 2) "\t" v
+    gsub(/\\/, "&&", v)
+    print substr(path, 2) "\t" escape(escape(v, "\n", "\\n"), "\t", "\\t")
 }
 function flush_pending() {
     if (pending != "") emit(pending, plain(pending_value))
@@ -45,6 +51,7 @@ function plain(s,   i, c, r) {
     if (s == "~" || s == "null") return ""
     return s
 }
+function is_flow(s) { return substr(s, 1, 1) == "[" || substr(s, 1, 1) == "{" }
 # depth_of counts the brackets that a flow collection leaves open.
 function depth_of(s,   i, c, q, d) {
     d = 0; q = ""
@@ -59,22 +66,29 @@ function depth_of(s,   i, c, q, d) {
     }
     return d
 }
+# one_of tells whether the next character is one of set.
+function one_of(set,   c) {
+    c = substr(fs, fp, 1)
+    return c != "" && index(set, c) > 0
+}
 # flow parses the flow node of fs at position fp.
-function flow(path,   c, n, key) {
+function flow(path,   c, n, key, start) {
     while (substr(fs, fp, 1) == " ") fp++
     c = substr(fs, fp, 1)
     if (c == "[" || c == "{") {
         fp++
         n = 0
         while (fp <= length(fs)) {
-            while (substr(fs, fp, 1) ~ /^[ ,]$/) fp++
-            if (substr(fs, fp, 1) ~ /^[\]}]$/) { fp++; return }
+            while (one_of(" ,")) fp++
+            if (one_of("]}")) { fp++; return }
+            start = fp
             if (c == "[") flow(path "." n++)
             else {
                 key = plain(flow_scalar(":"))
-                while (substr(fs, fp, 1) ~ /^[ :]$/) fp++
+                while (one_of(" :")) fp++
                 flow(path "." key)
             }
+            if (fp == start) fp++ # not YAML: never stand still
         }
         return
     }
@@ -104,16 +118,27 @@ function value(path, n, v) {
         block_path = path; block_indent = n; block_style = substr(v, 1, 1)
         block_chomp = v ~ /-/ ? "-" : (v ~ /\+/ ? "+" : "")
         block_at = -1; block_text = ""; in_block = 1
-    } else if (v ~ /^[\[{]/) {
+    } else if (is_flow(v)) {
         fs = v; fp = 1
-        if (depth_of(fs) > 0) { flow_path = path; return }
+        if (depth_of(fs) > 0) { flow_path = path; in_flow = 1; return }
         flow(path)
     } else if (v != "" && v !~ /^#/) {
         pending = path; pending_value = v; pending_indent = n
     }
 }
+# fold makes a space of each single line break, and of n + 1 of them n.
+function fold(s,   i, n, lines, r) {
+    n = split(s, lines, "\n")
+    r = lines[1]
+    for (i = 2; i <= n; i++) {
+        if (lines[i] == "") r = r "\n"
+        else r = r (lines[i - 1] == "" ? "" : " ") lines[i]
+    }
+    return r
+}
 function end_block() {
     in_block = 0
+    if (block_style == ">") block_text = fold(block_text)
     if (block_chomp != "+") sub(/\n+$/, block_chomp == "-" ? "" : "\n", block_text)
     emit(block_path, block_text)
 }
@@ -144,6 +169,7 @@ function content(n, s,   key, rest, parent) {
         path_of[sp] = parent "." plain(key)
         value(path_of[sp], n, rest)
     } else if (sp > 0) value(path_of[sp], ind[sp], s)
+    else if (is_flow(s)) value("", -1, s)
 }
 BEGIN { sp = 0; path_of[0] = ""; ind[0] = -1 }
 {
@@ -157,15 +183,14 @@ in_block {
     if (n > block_indent) {
         if (block_at < 0) block_at = n
         s = substr($0, block_at + 1)
-        if (block_style == ">" && block_text != "" && block_text !~ /\n\n$/) sub(/\n$/, " ", block_text)
         block_text = block_text s "\n"
         next
     }
     end_block()
 }
-flow_path != "" {
+in_flow {
     fs = fs " " s
-    if (depth_of(fs) <= 0) { fp = 1; flow(flow_path); flow_path = "" }
+    if (depth_of(fs) <= 0) { fp = 1; flow(flow_path); in_flow = 0 }
     next
 }
 s == "" || s ~ /^#/ { next }
