@@ -110,46 +110,50 @@ func (d *Driver) startAccelerated(ctx context.Context, l launch) (*machine, erro
 	if err != nil {
 		return nil, err
 	}
-	m, note, err := d.startKVM(ctx, l, host)
+	m, failure, err := d.startKVM(ctx, l, host)
 	if err == nil || ctx.Err() != nil {
 		return m, err
 	}
 	if l.spec.Accel == vm.AccelKVM {
-		if note == "" { // QEMU's complaint is about something else
+		if failure.reason == "" { // QEMU's complaint is about something else
 			return nil, err
 		}
-		return nil, fmt.Errorf("%w: %s", vm.ErrNoKVM, note)
+		return nil, fmt.Errorf("%w: %s", vm.ErrNoKVM, failure.reason)
 	}
-	tried := note == "" || !isKnown(err)
-	if note == "" {
-		note = err.Error()
+	if failure.reason == "" {
+		failure.reason = err.Error()
 	}
-	m, err = l.run(ctx, vm.AccelTCG, "KVM does not run this machine, TCG is much slower: "+note, 0)
-	if err == nil && tried {
-		// The same machine runs without KVM: it was KVM.
-		err = d.kvm.learn(kvmVerdict{Host: host, Reason: note})
-		if err != nil {
-			// It runs; the next start finds out again.
-			return m, nil
-		}
+	m, err = l.run(ctx, vm.AccelTCG, "KVM does not run this machine, and without it all is much slower: "+failure.String(), 0)
+	if err == nil && failure.tried {
+		// The same machine runs without KVM, so it was KVM. Where this
+		// cannot be kept, the next process finds out again.
+		_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Reason: failure.reason})
 	}
 	return m, err
 }
 
-// errKVMKnown: there was no try, as its outcome is known.
-var errKVMKnown = errors.New("known not to work")
+// kvmFailure says why KVM does not run a machine.
+type kvmFailure struct {
+	reason     string // "" where the error may well have another cause
+	tried      bool   // by this start
+	remembered bool   // from an earlier one
+}
 
-func isKnown(err error) bool { return errors.Is(err, errKVMKnown) }
-
-// startKVM starts under KVM. With an error, note says why KVM does not run
-// machines here; it is empty where the error may well have another cause.
-func (d *Driver) startKVM(ctx context.Context, l launch, host string) (m *machine, note string, err error) {
-	if err := openKVM(d.kvmDevice); err != nil {
-		return nil, err.Error(), fmt.Errorf("%w: %w", errKVMKnown, err)
+func (f kvmFailure) String() string {
+	if f.remembered {
+		return f.reason + " (found at an earlier start)"
 	}
-	v, known := d.kvm.recall(host)
+	return f.reason
+}
+
+// startKVM starts under KVM, where that is not known to fail.
+func (d *Driver) startKVM(ctx context.Context, l launch, host string) (*machine, kvmFailure, error) {
+	if err := openKVM(d.kvmDevice); err != nil {
+		return nil, kvmFailure{reason: err.Error()}, err
+	}
+	v, known := d.kvm.recall(host, l.spec.CPU)
 	if known && !v.Works && l.spec.Accel == vm.AccelAuto {
-		return nil, v.Reason + " (remembered until the host is restarted)", errKVMKnown
+		return nil, kvmFailure{reason: v.Reason, remembered: true}, vm.ErrNoKVM
 	}
 	watch := d.kvmWatch
 	if known && v.Works {
@@ -157,15 +161,14 @@ func (d *Driver) startKVM(ctx context.Context, l launch, host string) (m *machin
 	}
 	l.onKVMFailure = func(reason string) {
 		// A lost note costs the next start another try, no more.
-		_ = d.kvm.learn(kvmVerdict{Host: host, Reason: reason})
+		_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Reason: reason})
 	}
-	m, err = l.run(ctx, vm.AccelKVM, "", watch)
+	m, err := l.run(ctx, vm.AccelKVM, "", watch)
 	if err != nil {
-		return nil, kvmComplaint(err), err
+		return nil, kvmFailure{reason: kvmComplaint(err), tried: true}, err
 	}
-	// As above.
-	_ = d.kvm.learn(kvmVerdict{Host: host, Works: true})
-	return m, "", nil
+	_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Works: true}) // as above
+	return m, kvmFailure{}, nil
 }
 
 // prepareDir returns dir without symbolic links, as /proc shows it, and made
@@ -211,8 +214,8 @@ func findRunning(ctx context.Context, dir string) (*process, record, error) {
 	case err != nil:
 		return nil, r, fmt.Errorf("%w: end the QEMU process that works in %s, if there is one, and remove the file", err, dir)
 	}
-	if r.Process.PID == 0 {
-		// Its starter died before it could note the process.
+	if r.Info.QEMU == "" {
+		// Its starter died before the guest executed.
 		if err := killStray(ctx, dir, r.Spec.UUID); err != nil {
 			return nil, r, err
 		}

@@ -16,21 +16,27 @@ import (
 // kvmDevice is the host's door to hardware virtualization.
 const kvmDevice = "/dev/kvm"
 
-// kvmVerdict is what a start under KVM taught about this host. It holds until
-// the host is booted anew, or its kernel or QEMU is another one.
+// kvmVerdict is what a start under KVM taught about a host.
 type kvmVerdict struct {
-	Host   string `json:"host"`             // boot id, kernel, QEMU binary
 	Works  bool   `json:"works"`            // a guest has run
 	Reason string `json:"reason,omitempty"` // why not
 }
 
-// kvmMemory keeps the verdict, so that only the first start on a host pays
+// kvmVerdicts are those of one host, by CPU model, as one may work where
+// another does not. They hold until the host is booted anew, or its kernel or
+// QEMU is another one.
+type kvmVerdicts struct {
+	Host string                `json:"host"` // boot id, kernel, QEMU binary
+	CPUs map[string]kvmVerdict `json:"cpus"`
+}
+
+// kvmMemory keeps the verdicts, so that only the first start on a host pays
 // for finding out that KVM does not run machines there.
 type kvmMemory struct {
-	path string // "" keeps it in memory only
+	path string // "" keeps them in memory only
 
-	mu      sync.Mutex
-	verdict kvmVerdict
+	mu       sync.Mutex
+	verdicts kvmVerdicts
 }
 
 // hostKey names the host as it runs now, with one QEMU binary.
@@ -43,48 +49,58 @@ func hostKey(binary string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	st, err := os.Stat(binary) // an upgrade changes both size and time
+	st, err := os.Stat(binary) // an upgrade changes size or time
 	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%s %s %s %d %d", boot, strings.TrimSpace(string(kernel)), binary, st.Size(), st.ModTime().UnixNano()), nil
 }
 
-// recall returns what is known of the host, known false where it is nothing.
-// A damaged or foreign file is nothing known.
-func (m *kvmMemory) recall(host string) (v kvmVerdict, known bool) {
+// recall returns what is known of a CPU model on the host.
+func (m *kvmMemory) recall(host, cpu string) (v kvmVerdict, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.verdict.Host == host {
-		return m.verdict, true
-	}
-	if m.path == "" {
-		return kvmVerdict{}, false
-	}
-	b, err := os.ReadFile(m.path)
-	if err != nil || json.Unmarshal(b, &v) != nil || v.Host != host {
-		return kvmVerdict{}, false
-	}
-	m.verdict = v
-	return v, true
+	m.load(host)
+	v, known = m.verdicts.CPUs[cpu]
+	return v, known
 }
 
-// learn keeps a verdict. That it could not be written costs the next process
-// another try, so the error only matters where it means a wrong set-up.
-func (m *kvmMemory) learn(v kvmVerdict) error {
+// load makes the verdicts those of host. A damaged file, or one of another
+// host, is nothing known.
+func (m *kvmMemory) load(host string) {
+	if m.verdicts.Host == host {
+		return
+	}
+	m.verdicts = kvmVerdicts{}
+	if m.path != "" {
+		b, err := os.ReadFile(m.path)
+		if err != nil || json.Unmarshal(b, &m.verdicts) != nil || m.verdicts.Host != host {
+			m.verdicts = kvmVerdicts{}
+		}
+	}
+	m.verdicts.Host = host
+	if m.verdicts.CPUs == nil {
+		m.verdicts.CPUs = map[string]kvmVerdict{}
+	}
+}
+
+// learn keeps a verdict. An error means that other processes will not know it
+// and find out again.
+func (m *kvmMemory) learn(host, cpu string, v kvmVerdict) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.verdict == v {
+	m.load(host)
+	if old, known := m.verdicts.CPUs[cpu]; known && old == v {
 		return nil
 	}
-	m.verdict = v
+	m.verdicts.CPUs[cpu] = v
 	if m.path == "" {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(m.path), 0o700); err != nil {
 		return err
 	}
-	return writeJSON(m.path, v)
+	return writeJSON(m.path, m.verdicts)
 }
 
 func newKVMMemory(cacheDir string) *kvmMemory {

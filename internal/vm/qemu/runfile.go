@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -20,7 +21,8 @@ import (
 
 // record is the content of home.RunFile: what another process needs to adopt
 // a machine. It is written without a process just before one is started, so
-// that a starter's death in between leaves a trace.
+// that a starter's death in between leaves a trace, and has the version of QEMU
+// before the guest may execute.
 type record struct {
 	Process identity   `json:"process"`
 	Info    vm.RunInfo `json:"info"`
@@ -103,6 +105,9 @@ func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
 
+// wordPrefix is the program's name before its messages.
+var wordPrefix = regexp.MustCompile(`^qemu[-a-z0-9_]*: (error: )?`)
+
 // lastWords returns the last lines of QEMU's log as one, without warnings
 // unless there is nothing else, "" for an empty log.
 func lastWords(dir string) string {
@@ -124,7 +129,7 @@ func lastWords(dir string) string {
 	var words, warnings []string
 	for line := range strings.Lines(string(b)) {
 		line = strings.TrimSpace(strings.ToValidUTF8(line, "?"))
-		line = strings.TrimPrefix(line, program+": ")
+		line = wordPrefix.ReplaceAllString(line, "")
 		switch {
 		case line == "" || strings.HasPrefix(line, logMark):
 		case strings.HasPrefix(line, "warning: "):

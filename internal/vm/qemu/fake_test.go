@@ -1,0 +1,158 @@
+package qemu
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/home"
+)
+
+// The test binary stands in for QEMU where this variable is set, and does what
+// it says; it starts a machine and waits to be killed where the other one is.
+const (
+	fakeEnv    = "LAMINA_TEST_FAKE_QEMU"
+	starterEnv = "LAMINA_TEST_STARTER"
+)
+
+func TestMain(m *testing.M) {
+	switch {
+	case slices.Contains(os.Args, "-uuid") && os.Getenv(fakeEnv) != "":
+		os.Exit(fakeQEMU(os.Getenv(fakeEnv), os.Args[1:]))
+	case os.Getenv(starterEnv) != "":
+		os.Exit(starter(os.Getenv(starterEnv)))
+	}
+	os.Exit(m.Run())
+}
+
+// fakeQEMU behaves as a QEMU does on hosts that tests cannot have.
+func fakeQEMU(behaviour string, args []string) int {
+	value := func(option string) string {
+		if i := slices.Index(args, option); i >= 0 && i+1 < len(args) {
+			return args[i+1]
+		}
+		return ""
+	}
+	kvm := value("-accel") == "kvm"
+	die := func(words string) int {
+		fmt.Fprintln(os.Stderr, "qemu-system-x86_64: warning: not important")
+		fmt.Fprintln(os.Stderr, "qemu-system-x86_64: "+words)
+		return 1
+	}
+	switch {
+	case behaviour == "kvm-refused" && kvm:
+		return die("failed to initialize kvm: Permission denied")
+	case behaviour == "bad-option":
+		return die("-device nonsense: not a device")
+	case behaviour == "no-seccomp" && value("-sandbox") != "":
+		return die("-sandbox " + value("-sandbox") + ": seccomp support is disabled")
+	case behaviour == "port-race":
+		if _, err := os.Stat("raced"); err != nil {
+			_ = os.WriteFile("raced", []byte(value("-netdev")), 0o600)
+			return die("-netdev " + value("-netdev") + ": Could not set up host forwarding rule 'tcp::1-:22'")
+		}
+	case behaviour == "port-always":
+		return die("Could not set up host forwarding rule 'tcp::1-:22'")
+	case behaviour == "deaf":
+		signal.Ignore(syscall.SIGTERM)
+		time.Sleep(time.Minute)
+		return 1
+	}
+	stop := time.Duration(-1)
+	if kvm {
+		switch behaviour {
+		case "internal-soon":
+			stop = 100 * time.Millisecond
+		case "internal-late":
+			stop = 600 * time.Millisecond
+		}
+	}
+	return fakeMonitor(stop)
+}
+
+// fakeMonitor serves QMP until quit. The guest's processor fails so long after
+// the guest was let go.
+func fakeMonitor(stop time.Duration) int {
+	l, err := net.Listen("unix", home.QMPSocket)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		return 1
+	}
+	status := "prelaunch"
+	var fails <-chan time.Time
+	commands := make(chan map[string]any)
+	go func() {
+		in := bufio.NewScanner(conn)
+		for in.Scan() {
+			var c map[string]any
+			if json.Unmarshal(in.Bytes(), &c) == nil {
+				commands <- c
+			}
+		}
+		close(commands)
+	}()
+	say := func(format string, args ...any) { _, _ = fmt.Fprintf(conn, format+"\r\n", args...) }
+	say(`{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 9}, "package": ""}, "capabilities": []}}`)
+	for {
+		select {
+		case <-fails:
+			status = "internal-error"
+			say(`{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "STOP"}`)
+		case c, open := <-commands:
+			if !open {
+				return 0
+			}
+			answer := "{}"
+			switch c["execute"] {
+			case "cont":
+				status = "running"
+				if stop >= 0 {
+					fails = time.After(stop)
+				}
+			case "query-status":
+				answer = fmt.Sprintf(`{"status": %q}`, status)
+			case "quit":
+				say(`{"return": {}, "id": %q}`, c["id"])
+				say(`{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}`)
+				return 0
+			}
+			say(`{"return": %s, "id": %q}`, answer, c["id"])
+		}
+	}
+}
+
+// fakeDriver returns a driver that runs the fake QEMU on a host with KVM.
+func fakeDriver(t *testing.T, behaviour, cacheDir string) *Driver {
+	t.Helper()
+	t.Setenv(fakeEnv, behaviour)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := New(Options{Binary: self, CacheDir: cacheDir})
+	d.kvmDevice = "/dev/null"
+	d.kvmWatch, d.kvmGlance = 400*time.Millisecond, 10*time.Millisecond
+	return d
+}
+
+// requireIn fails the test unless every part is in text.
+func requireIn(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			t.Errorf("%q is not in %q", p, text)
+		}
+	}
+}

@@ -1,0 +1,209 @@
+package qemu
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/vm"
+	"github.com/lamina-vm/lamina/internal/vm/vmtest"
+)
+
+// autoSpec is a machine that leaves the choice to the driver.
+func autoSpec(t *testing.T) vm.Spec {
+	s := vmtest.Spec(t)
+	s.Accel = vm.AccelAuto
+	return s
+}
+
+// TestFallback: a guest that stops with internal-error, and a QEMU that refuses
+// KVM, run under TCG; the next start does not try KVM again, nor does that of
+// another process.
+func TestFallback(t *testing.T) {
+	for behaviour, why := range map[string]string{
+		"internal-soon": "internal-error",
+		"kvm-refused":   "failed to initialize kvm: Permission denied",
+	} {
+		t.Run(behaviour, func(t *testing.T) {
+			cache := t.TempDir()
+			dir := t.TempDir()
+			d := fakeDriver(t, behaviour, cache)
+			for i, d := range []*Driver{d, d, fakeDriver(t, behaviour, cache)} {
+				m := vmtest.Start(t, d, autoSpec(t), dir)
+				if m.Info().Accel != vm.AccelTCG || m.Info().QEMU != "9.2.1" {
+					t.Errorf("start %d: %+v", i, m.Info())
+				}
+				requireIn(t, m.Info().AccelNote, why)
+				log := readFile(t, filepath.Join(dir, home.QEMULogFile))
+				if tried := strings.Contains(log, `"kvm"`); tried != (i == 0) {
+					t.Errorf("start %d: KVM tried: %v\n%s", i, tried, log)
+				}
+				if err := m.Kill(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			vmtest.RequireNoLeftovers(t, dir)
+			explicit := autoSpec(t)
+			explicit.Accel = vm.AccelKVM
+			_, err := d.Start(t.Context(), explicit, dir)
+			if !errors.Is(err, vm.ErrNoKVM) {
+				t.Fatalf("KVM and nothing else: %v", err)
+			}
+			requireIn(t, err.Error(), why)
+			vmtest.RequireNoLeftovers(t, dir)
+		})
+	}
+}
+
+// TestLateInternalError: the processor fails when the start is over. The
+// machine ends, and the next start goes to TCG.
+func TestLateInternalError(t *testing.T) {
+	d, dir := fakeDriver(t, "internal-late", t.TempDir()), t.TempDir()
+	m := vmtest.Start(t, d, autoSpec(t), dir)
+	if m.Info().Accel != vm.AccelKVM || m.Info().AccelNote != "" {
+		t.Errorf("info %+v", m.Info())
+	}
+	e, err := m.Wait(t.Context())
+	if err != nil || e.State != vm.StateCrashed {
+		t.Errorf("exit %+v, %v", e, err)
+	}
+	requireIn(t, e.Reason, "internal-error", "TCG")
+	vmtest.RequireNoLeftovers(t, dir)
+	m = vmtest.Start(t, d, autoSpec(t), dir)
+	if m.Info().Accel != vm.AccelTCG {
+		t.Errorf("second start: %+v", m.Info())
+	}
+}
+
+// TestKVMWorks: it is found once; later starts do not watch the guest as long.
+func TestKVMWorks(t *testing.T) {
+	d, dir := fakeDriver(t, "good", t.TempDir()), t.TempDir()
+	for i := range 2 {
+		begin := time.Now()
+		m := vmtest.Start(t, d, autoSpec(t), dir)
+		took := time.Since(begin)
+		if m.Info().Accel != vm.AccelKVM || m.Info().AccelNote != "" {
+			t.Errorf("info %+v", m.Info())
+		}
+		if watched := took >= d.kvmWatch; watched != (i == 0) {
+			t.Errorf("start %d took %v", i, took)
+		}
+		if err := m.Kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestNotKVMsFault: what also fails under TCG is told as it is and teaches
+// nothing about KVM.
+func TestNotKVMsFault(t *testing.T) {
+	d, dir := fakeDriver(t, "bad-option", t.TempDir()), t.TempDir()
+	_, err := d.Start(t.Context(), autoSpec(t), dir)
+	if err == nil || errors.Is(err, vm.ErrNoKVM) {
+		t.Fatalf("bad option: %v", err)
+	}
+	requireIn(t, err.Error(), `start machine "tiny"`, "-device nonsense: not a device", home.QEMULogFile)
+	if strings.Contains(err.Error(), "not important") {
+		t.Errorf("warning in the error: %v", err)
+	}
+	spec := autoSpec(t)
+	spec.Accel = vm.AccelKVM
+	if _, err := d.Start(t.Context(), spec, dir); err == nil || errors.Is(err, vm.ErrNoKVM) {
+		t.Errorf("KVM and nothing else: %v", err)
+	}
+	vmtest.RequireNoLeftovers(t, dir)
+	t.Setenv(fakeEnv, "good")
+	if m := vmtest.Start(t, d, autoSpec(t), dir); m.Info().Accel != vm.AccelKVM {
+		t.Errorf("after that: %+v", m.Info())
+	}
+}
+
+func TestNoKVMDevice(t *testing.T) {
+	d := fakeDriver(t, "good", "")
+	d.kvmDevice = "/dev/nothing"
+	m := vmtest.Start(t, d, autoSpec(t), t.TempDir())
+	if m.Info().Accel != vm.AccelTCG {
+		t.Errorf("info %+v", m.Info())
+	}
+	requireIn(t, m.Info().AccelNote, "/dev/nothing", "kvm_intel")
+	spec := autoSpec(t)
+	spec.Accel = vm.AccelKVM
+	if _, err := d.Start(t.Context(), spec, t.TempDir()); !errors.Is(err, vm.ErrNoKVM) {
+		t.Errorf("KVM and nothing else: %v", err)
+	}
+}
+
+// TestNoSeccomp: a QEMU without the sandbox runs without it.
+func TestNoSeccomp(t *testing.T) {
+	d, dir := fakeDriver(t, "no-seccomp", ""), t.TempDir()
+	m := vmtest.Start(t, d, autoSpec(t), dir)
+	if err := m.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	vmtest.Start(t, d, autoSpec(t), dir)
+	if strings.Contains(readFile(t, filepath.Join(dir, home.QEMULogFile)), "sandbox") {
+		t.Error("the second start tried it again")
+	}
+}
+
+// TestPortRace: a chosen port that another process took is chosen anew, a
+// bounded number of times.
+func TestPortRace(t *testing.T) {
+	d, dir := fakeDriver(t, "port-race", ""), t.TempDir()
+	spec := vmtest.Spec(t)
+	spec.NICs = []vm.NIC{{Forwards: []vm.Forward{{GuestPort: 22}}}}
+	m := vmtest.Start(t, d, spec, dir)
+	raced := readFile(t, filepath.Join(dir, "raced"))
+	got := m.Info().Forwards
+	if len(got) != 1 || got[0].HostPort == 0 || strings.Contains(raced, got[0].String()) {
+		t.Errorf("first %q, then %v", raced, got)
+	}
+	t.Setenv(fakeEnv, "port-always")
+	if _, err := d.Start(t.Context(), spec, t.TempDir()); err == nil || !strings.Contains(err.Error(), portTaken) {
+		t.Errorf("no port at all: %v", err)
+	}
+}
+
+func TestKVMMemory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "not", "yet")
+	m := newKVMMemory(dir)
+	if _, known := m.recall("h1", ""); known {
+		t.Error("something is known of a new host")
+	}
+	bad := kvmVerdict{Reason: "no"}
+	if err := m.learn("h1", "", bad); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.learn("h1", "Nehalem", kvmVerdict{Works: true}); err != nil {
+		t.Fatal(err)
+	}
+	other := newKVMMemory(dir)
+	if v, known := other.recall("h1", ""); !known || v != bad {
+		t.Errorf("recalled %+v, %v", v, known)
+	}
+	if v, known := other.recall("h1", "Nehalem"); !known || !v.Works {
+		t.Errorf("recalled %+v, %v", v, known)
+	}
+	if _, known := other.recall("h2", ""); known {
+		t.Error("another host's verdict was taken")
+	}
+	if err := os.WriteFile(m.path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, known := newKVMMemory(dir).recall("h1", ""); known {
+		t.Error("a damaged file was taken")
+	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
