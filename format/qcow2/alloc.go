@@ -123,7 +123,7 @@ func (img *Image) newRefBlock(index, at int64) error {
 	g := img.g
 	b := &refBlock{host: hostOffset(at << g.clusterBits), data: make([]byte, g.clusterSize()), free: g.refBlockEntries(), gen: 1}
 	b.dirty.add(0, g.clusterSize())
-	img.refs.blocks[index] = b
+	img.putRefBlock(index, b)
 	img.refs.table[index] = refTableEntry(b.host)
 	img.refs.tableDirty.add(index, index+1)
 	img.meta.add(at, 1)
@@ -192,7 +192,7 @@ func (img *Image) newTailBlocks(at int64, indexes []int64) error {
 		host := at + int64(k)
 		b := &refBlock{host: hostOffset(host << g.clusterBits), data: make([]byte, g.clusterSize()), free: g.refBlockEntries(), gen: 1}
 		b.dirty.add(0, g.clusterSize())
-		img.refs.blocks[index] = b
+		img.putRefBlock(index, b)
 		img.refs.table[index] = refTableEntry(b.host)
 		img.refs.tableDirty.add(index, index+1)
 	}

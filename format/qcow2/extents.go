@@ -157,20 +157,31 @@ type preallocProbe struct {
 // stock QEMU's, so that map says the same.
 func (img *Image) preallocated() bool {
 	img.prealloc.once.Do(func() {
-		var stored int64
-		if d, ok := block.As[block.DiskSizer](img.file); ok {
-			n, err := d.DiskSize()
-			if err != nil {
-				return
-			}
-			stored = n
-		} else {
+		stored, err := img.storedBytes()
+		if err != nil {
 			return
 		}
 		clusters := img.g.cluster(stored)
 		img.prealloc.yes = img.usesAtLeast(max(clusters*10/9, clusters+2))
 	})
 	return img.prealloc.yes
+}
+
+// storedBytes returns how much of the image file takes space.
+func (img *Image) storedBytes() (int64, error) {
+	if d, ok := block.As[block.DiskSizer](img.file); ok {
+		return d.DiskSize()
+	}
+	stored := int64(0)
+	for e, err := range img.file.Extents(0, img.file.Size()) {
+		if err != nil {
+			return 0, err
+		}
+		if !e.IsZero() {
+			stored += e.Length
+		}
+	}
+	return stored, nil
 }
 
 // usesAtLeast reports whether at least n clusters of the file are in use.

@@ -34,10 +34,12 @@ func (img *Image) tableForWrite(index int) (hostOffset, error) {
 // fillTable puts the slices of a new table into the cache: copies of old's, or
 // zeros. Where the file reads as zeros anyhow they come when they are needed.
 func (img *Image) fillTable(table, old hostOffset, fresh bool) error {
+	start := int64(0)
 	if old == 0 && fresh {
-		return nil
+		// The last slice is written, so that the whole table is in the file.
+		start = img.g.clusterSize() - img.g.sliceBytes()
 	}
-	for off := int64(0); off < img.g.clusterSize(); off += img.g.sliceBytes() {
+	for off := start; off < img.g.clusterSize(); off += img.g.sliceBytes() {
 		s := &l2Slice{host: table + hostOffset(off), entries: make([]l2Entry, img.g.sliceEntries())}
 		if old != 0 {
 			from, err := img.loadSlice(old + hostOffset(off))

@@ -83,9 +83,11 @@ func (img *Image) refBlockAt(i int64) (*refBlock, error) {
 func (img *Image) putRefBlock(i int64, b *refBlock) {
 	if len(img.refs.blocks) >= img.refs.limit {
 		for k, old := range img.refs.blocks {
+			if len(img.refs.blocks) < img.refs.limit {
+				break
+			}
 			if !old.isDirty() {
 				delete(img.refs.blocks, k)
-				break
 			}
 		}
 	}
