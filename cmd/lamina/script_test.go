@@ -1,14 +1,14 @@
 package main
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/lamina-vm/lamina/internal/scripttest"
 )
 
 func TestMain(m *testing.M) {
@@ -46,59 +46,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("NO_COLOR", "1")
 			return os.MkdirAll(filepath.Join(env.WorkDir, "user", ".ssh"), 0o700)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"json":   cmdJSON,
-			"status": cmdStatus,
-		},
+		Cmds:                scripttest.Commands(),
 		RequireExplicitExec: true,
 	})
-}
-
-// cmdStatus runs a program and requires its exit status: status N PROGRAM ...
-func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: status N PROGRAM ARG...")
-	}
-	err := ts.Exec(args[1], args[2:]...)
-	got := "0"
-	if err != nil {
-		got = strings.TrimPrefix(err.Error(), "exit status ")
-	}
-	if got != args[0] {
-		ts.Fatalf("exit status %s, want %s", got, args[0])
-	}
-}
-
-// cmdJSON requires stdout to be one JSON value in which a path, such as
-// "0.name", has a value that a regular expression matches.
-func cmdJSON(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: json PATH REGEXP")
-	}
-	text := ts.ReadFile("stdout")
-	var v any
-	if err := json.Unmarshal([]byte(text), &v); err != nil {
-		ts.Fatalf("stdout is not JSON: %v", err)
-	}
-	for key := range strings.SplitSeq(args[0], ".") {
-		switch at := v.(type) {
-		case map[string]any:
-			v = at[key]
-		case []any:
-			var i int
-			if err := json.Unmarshal([]byte(key), &i); err != nil || i >= len(at) {
-				ts.Fatalf("%s: the list has %d entries", args[0], len(at))
-			}
-			v = at[i]
-		default:
-			ts.Fatalf("%s: nothing there at %s", args[0], key)
-		}
-	}
-	got, err := json.Marshal(v)
-	ts.Check(err)
-	ok, err := regexp.Match("^(?:"+args[1]+")$", got)
-	ts.Check(err)
-	if !ok {
-		ts.Fatalf("%s is %s, want %s", args[0], got, args[1])
-	}
 }
