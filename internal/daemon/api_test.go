@@ -242,6 +242,40 @@ func TestStuckBoot(t *testing.T) {
 	}
 }
 
+// TestLateLogin: a guest that was given up and comes to its prompt after all
+// is not stuck any more.
+func TestLateLogin(t *testing.T) {
+	driver := &fakeDriver{script: func(m *fakeMachine) {
+		m.say("[    0.000000] Linux version 6.1.0\r\n[    2.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\r\n")
+	}}
+	x := serve(t, Options{Driver: driver})
+	_, e := x.stream("POST", "/v1/machines", api.RunRequest{Image: x.image, Name: "m"}, nil)
+	if e == nil || e.Code != api.CodeBoot {
+		t.Fatalf("%+v", e)
+	}
+	guest := driver.machine(t, x.machine("m").Dir)
+	guest.say("[    0.000000] Linux version 6.1.0\r\n\r\nguest login: ")
+	if m := x.await("m", api.Login); m.Problem != nil || m.Stage != boot.StageLogin {
+		t.Errorf("%+v", m)
+	}
+	if _, e := x.stream("GET", "/v1/machines/m/boot", nil, nil); e != nil {
+		t.Errorf("boot: %v", e)
+	}
+}
+
+// TestDirect: the cache modes that pass the page cache by are no trouble on a
+// file system that has them.
+func TestDirect(t *testing.T) {
+	x := serve(t, Options{Driver: &fakeDriver{}})
+	for _, cache := range []vm.Cache{vm.CacheNone, vm.CacheDirectsync, vm.CacheWritethrough, vm.CacheUnsafe} {
+		var m api.Machine
+		x.must(x.stream("POST", "/v1/machines", api.RunRequest{Image: x.image, Name: string(cache), MachineConfig: api.MachineConfig{Cache: cache, Bus: vm.BusIDE}}, &m))
+		if d := m.Spec.Disks; d[0].Cache != cache || d[0].Bus != vm.BusIDE || d[1].Device != vm.DeviceCDROM {
+			t.Errorf("%+v", d)
+		}
+	}
+}
+
 // TestMadeUpNames: run without a name makes one up from the image's.
 func TestMadeUpNames(t *testing.T) {
 	x := serve(t, Options{Driver: &fakeDriver{}, Fetcher: fakeFetcher{entry: &api.CatalogEntry{Name: "guest:1", User: "cloud"}}})

@@ -31,7 +31,7 @@ func (l *bootLog) add(e api.Event) {
 	if e.Boot != nil {
 		l.last = e.Boot.Stage
 	}
-	if l.done || len(l.events) >= maxBootEvents {
+	if len(l.events) >= maxBootEvents {
 		return
 	}
 	l.events = append(l.events, e)
@@ -46,6 +46,14 @@ func (l *bootLog) finish(err error) {
 		return
 	}
 	l.done, l.err = true, err
+	l.wake()
+}
+
+// recovered says that the login prompt came after all.
+func (l *bootLog) recovered() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = nil
 	l.wake()
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/guest/seed"
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/names"
 	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
@@ -20,15 +22,17 @@ import (
 
 // newMachine says what to make for one name.
 func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (store.NewMachine, error) {
+	// The store puts the machine's own paths in the place of these, which do
+	// for finding out what the file system can do.
+	dir := filepath.Join(d.home.Machines(), "new")
 	spec := vm.Spec{
 		Name: name, CPUs: c.CPUs, Memory: c.Memory, Machine: c.Machine, Accel: c.Accel, RNG: true,
 		Graphics: vm.Graphics{VNC: c.VNC},
 		NICs:     []vm.NIC{{Forwards: forwards(c.Forwards)}},
-		// The store puts the machine's own paths here.
-		Disks: []vm.Disk{{Path: d.home.Machines(), Format: "qcow2", Bus: c.Bus, Cache: c.Cache, Discard: true, BootIndex: 1}},
+		Disks:    []vm.Disk{{Path: filepath.Join(dir, home.DiskFile), Format: "qcow2", Bus: c.Bus, Cache: c.Cache, Discard: true, BootIndex: 1}},
 	}
 	if !c.NoSeed {
-		spec.Disks = append(spec.Disks, vm.SeedDisk(d.home.Machines()+"/seed", c.Bus))
+		spec.Disks = append(spec.Disks, vm.SeedDisk(filepath.Join(dir, home.SeedFile), c.Bus))
 	}
 	spec = spec.WithDefaults()
 	if err := spec.Validate(); err != nil {

@@ -72,6 +72,7 @@ type Daemon struct {
 	stop   context.CancelCauseFunc
 	work   sync.WaitGroup
 	starts chan struct{} // a slot for each machine being started
+	closed sync.Once
 
 	// mu guards machines. Order of locks: machine.op, mu, machine.mu.
 	mu       sync.Mutex
@@ -178,6 +179,10 @@ func (d *Daemon) Serve(ctx context.Context) error {
 // machines go on.
 func (d *Daemon) Close() {
 	d.stop(errStopping)
+	d.closed.Do(d.close)
+}
+
+func (d *Daemon) close() {
 	if d.opts.Listener != nil {
 		_ = d.opts.Listener.Close() // closed already after Serve
 	}
@@ -191,11 +196,9 @@ func (d *Daemon) Close() {
 		if err := d.store.Close(); err != nil {
 			d.log.Error("close the state database", "error", err)
 		}
-		d.store = nil
 	}
 	if d.lock != nil {
 		_ = d.lock.Close() // gives the lock back
-		d.lock = nil
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -162,7 +163,7 @@ func (d *Daemon) getLog(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	t := tailer{path: m.dir + "/" + home.SerialLogFile}
+	t := tailer{path: filepath.Join(m.dir, home.SerialLogFile)}
 	if t.off, err = tailOffset(t.path, lines, 0); err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -85,6 +87,7 @@ func (m *machine) attach(machine vm.Machine, timeout time.Duration) *run {
 	case last.Problem != nil:
 		r.boot.add(api.Event{Step: "boot", Machine: m.name, Boot: &boot.Event{Stage: last.Stage}})
 		r.boot.finish(bootError(m.name, last.Problem))
+		watchers.Go(func() { m.watchOn(ctx, r) })
 	default:
 		watchers.Go(func() { m.watch(ctx, r, timeout) })
 	}
@@ -117,46 +120,96 @@ func (m *machine) supervise(ctx context.Context, r *run) {
 
 // watch follows the boot and records how it came out.
 func (m *machine) watch(ctx context.Context, r *run, timeout time.Duration) {
-	info := r.vm.Info()
-	serial, err := boot.Follow(ctx, r.vm.SerialLog(), r.ended)
-	if err != nil {
-		r.boot.finish(fmt.Errorf("machine %s runs, its boot is not watched: %w", m.name, err))
-		return
-	}
-	defer func() { _ = serial.Close() }() // only read
-	disk := m.rec.Spec.Disks[0]
-	res, err := m.d.opts.Watch(ctx, boot.Sources{Serial: serial, Screen: r.vm.ScreenText}, boot.Options{
-		Hints:   boot.Hints{DiskBus: string(disk.Bus), HasSeed: len(m.rec.Spec.Disks) > 1, TCG: info.Accel == vm.AccelTCG},
-		Timeout: timeout,
-		OnEvent: func(e boot.Event) {
-			r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: e.Line, Boot: &e})
-		},
-	})
+	res, err := m.watchFrom(ctx, r, 0, boot.Options{Timeout: timeout})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		r.boot.finish(cause(ctx))
-		return
 	case err != nil:
 		m.d.log.Error("watch the boot", "machine", m.name, "error", err)
 		r.boot.finish(fmt.Errorf("machine %s runs, its boot is not watched: %w", m.name, err))
-		return
+	case res.Problem != nil:
+		m.d.log.Warn("boot stopped", "machine", m.name, "stage", res.Stage.String(), "kind", res.Problem.Kind)
+		m.record(r, res)
+		r.boot.finish(bootError(m.name, res.Problem))
+		m.watchOn(ctx, r)
+	default:
+		m.record(r, res)
+		r.boot.finish(nil)
 	}
+}
+
+// watchOn waits for a guest that was given up, and reaches its login prompt
+// after all: when its metadata service timed out, or somebody helped it along.
+func (m *machine) watchOn(ctx context.Context, r *run) {
+	st, err := os.Stat(r.vm.SerialLog())
+	if err != nil {
+		return // the machine is gone
+	}
+	const forever = 10 * 365 * 24 * time.Hour
+	for skip := st.Size(); !ended(r); {
+		res, err := m.watchFrom(ctx, r, skip, boot.Options{Timeout: forever, Stall: forever})
+		switch {
+		case err != nil:
+			return
+		case res.Login:
+			m.record(r, res)
+			r.boot.recovered()
+			return
+		}
+		// Another dead end: what comes after it may still be a login.
+		st, err := os.Stat(r.vm.SerialLog())
+		if err != nil || st.Size() <= skip {
+			return
+		}
+		skip = st.Size()
+	}
+}
+
+func ended(r *run) bool {
+	select {
+	case <-r.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// watchFrom follows the boot in the serial log behind its first skip bytes.
+func (m *machine) watchFrom(ctx context.Context, r *run, skip int64, o boot.Options) (boot.Result, error) {
+	serial, err := boot.Follow(ctx, r.vm.SerialLog(), r.ended)
+	if err != nil {
+		return boot.Result{}, err
+	}
+	defer func() { _ = serial.Close() }() // only read
+	src := boot.Sources{Serial: serial}
+	if skip == 0 {
+		src.Screen = r.vm.ScreenText
+	} else if _, err := io.CopyN(io.Discard, serial, skip); err != nil {
+		return boot.Result{}, err
+	}
+	spec := m.rec.Spec
+	o.Hints = boot.Hints{DiskBus: string(spec.Disks[0].Bus), HasSeed: len(spec.Disks) > 1, TCG: r.vm.Info().Accel == vm.AccelTCG}
+	o.OnEvent = func(e boot.Event) {
+		r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: e.Line, Boot: &e})
+	}
+	return m.d.opts.Watch(ctx, src, o)
+}
+
+// record keeps how a boot came out.
+func (m *machine) record(r *run, res boot.Result) {
+	took := time.Since(r.vm.Info().StartedAt)
 	_ = m.setLast(func(l *store.Last) { // an error is logged
 		if m.run != r {
 			return // it ended, which Exit tells; a next run may have begun
 		}
 		l.Stage, l.Problem = res.Stage, res.Problem
 		if res.Login {
-			l.LoginIn = time.Since(info.StartedAt)
+			l.LoginIn = took
 		}
 	})
-	if res.Problem != nil {
-		m.d.log.Warn("boot stopped", "machine", m.name, "stage", res.Stage.String(), "kind", res.Problem.Kind)
-		r.boot.finish(bootError(m.name, res.Problem))
-		return
+	if res.Login {
+		m.d.log.Info("login", "machine", m.name, "took", took.Round(time.Millisecond))
 	}
-	m.d.log.Info("login", "machine", m.name, "took", time.Since(info.StartedAt).Round(time.Millisecond))
-	r.boot.finish(nil)
 }
 
 func bootError(name string, p *boot.Problem) *api.Error {

@@ -128,8 +128,12 @@ func (s *Store) SetLast(ctx context.Context, id string, last Last) error {
 // RemoveMachine removes a machine, which must not run, with everything that
 // it has. Once begun it ends, also when ctx does.
 func (s *Store) RemoveMachine(ctx context.Context, id string) error {
-	if _, err := s.Machine(ctx, id); err != nil {
-		return err
+	var n int
+	if err := s.db.QueryRowContext(ctx, `SELECT count(*) FROM machines WHERE id = ?`, id).Scan(&n); err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	if n == 0 {
+		return fmt.Errorf("machine %s: %w", id, ErrNotFound)
 	}
 	return s.removeMachines(context.WithoutCancel(ctx), []string{id})
 }

@@ -20,6 +20,8 @@ var (
 const temporaryName = ".import-*.tmp" // for os.CreateTemp
 
 // recover undoes what was being created and finishes what was being removed.
+// A file that cannot be removed is not a reason to serve nothing: its row stays
+// an intent, and the next start tries again.
 func (s *Store) recover(ctx context.Context) error {
 	ids, err := all(ctx, s.db, scanText, `SELECT id FROM machines WHERE state <> 'ready' ORDER BY id`)
 	if err != nil {
@@ -28,8 +30,10 @@ func (s *Store) recover(ctx context.Context) error {
 	if len(ids) > 0 {
 		s.log.Info("cleaning up machines that were half made or half removed", "ids", ids)
 	}
-	if err := s.dropMachines(ctx, ids); err != nil {
-		return err
+	for _, id := range ids {
+		if err := s.dropMachines(ctx, []string{id}); err != nil {
+			s.log.Error("a machine is not cleaned up yet", "id", id, "error", err)
+		}
 	}
 	digests, err := all(ctx, s.db, scanText, `SELECT digest FROM templates WHERE state <> 'ready' ORDER BY digest`)
 	if err != nil {
@@ -38,11 +42,11 @@ func (s *Store) recover(ctx context.Context) error {
 	for _, d := range digests {
 		s.log.Info("cleaning up a template that was half made or half removed", "digest", d)
 		if err := s.dropTemplate(ctx, d); err != nil {
-			return err
+			s.log.Error("a template is not cleaned up yet", "digest", d, "error", err)
 		}
 	}
 	if err := s.sweepTemporary(); err != nil {
-		return err
+		s.log.Error("unfinished imports are not cleaned up yet", "error", err)
 	}
 	return s.reportUnknown(ctx)
 }

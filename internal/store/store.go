@@ -88,6 +88,9 @@ func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Stor
 			return nil, fmt.Errorf("store: %w", err)
 		}
 	}
+	if err := syncPath(h.Data); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
 	db, err := openDatabase(ctx, h.Database())
 	if err != nil {
 		return nil, err
