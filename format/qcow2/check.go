@@ -25,7 +25,9 @@ var _ block.Checker = (*Image)(nil)
 // written before what relies on them, and a new refcount structure is whole on
 // disk before the header points to it. Where stock fails to rebuild (a damaged
 // refcount table entry that still overlaps its own block) or makes the file
-// longer for a refcount block outside it, the structure is built anew here.
+// longer for a refcount block outside it, the structure is built anew here; and
+// where an L1 entry points into the middle of data, which stock repairs as if it
+// were an L2 table, the data is left alone.
 func (img *Image) Check(ctx context.Context, opts block.CheckOptions) (block.CheckResult, error) {
 	c, err := newChecker(ctx, img, opts)
 	if err != nil {

@@ -105,7 +105,7 @@ func (c *checker) countL2(table int64, active, fix bool) error {
 		case clusterCompressed:
 			c.countCompressed(e, active)
 		case clusterData, clusterZeroAlloc:
-			gone, err := c.checkAlignment(e, table+i*8, fix)
+			gone, err := c.checkAlignment(e, table, i, fix)
 			if err != nil {
 				return err
 			}
@@ -142,11 +142,11 @@ func (c *checker) countCompressed(e l2Entry, active bool) {
 	}
 }
 
-// checkAlignment looks at the host offset of an entry that lies at off in the
-// file. A preallocated zero cluster that is not aligned can be given up, since
-// it holds no data; gone says that it was.
-func (c *checker) checkAlignment(e l2Entry, off int64, fix bool) (gone bool, err error) {
-	host := int64(e.host())
+// checkAlignment looks at the host offset of entry i of a table. A preallocated
+// zero cluster that is not aligned can be given up, since it holds no data;
+// gone says that it was.
+func (c *checker) checkAlignment(e l2Entry, table, i int64, fix bool) (gone bool, err error) {
+	host, off := int64(e.host()), table+i*8
 	if c.g.inCluster(host) == 0 {
 		return false, nil
 	}
@@ -155,6 +155,8 @@ func (c *checker) checkAlignment(e l2Entry, off int64, fix bool) (gone bool, err
 		c.res.Corruptions++
 		return false, nil
 	}
+	// What an unaligned L2 table seems to say is somebody else's data.
+	fix = fix && table%c.g.clusterSize() == 0
 	c.report("%s offset=%x: Preallocated cluster is not properly aligned; L2 entry corrupted.", c.label(fix), host)
 	if !fix || !c.mayWriteL2(off) {
 		c.res.Corruptions++
