@@ -5,11 +5,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"math/bits"
 	"sync"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/lamina-vm/lamina/format/qcow2/internal/inflate"
 )
 
 // deflateWindow is the largest distance that we emit: other readers inflate
@@ -66,24 +67,16 @@ func decompress(dst, src []byte, method uint8) error {
 	if method == compressionZstd {
 		return unzstd(dst, src)
 	}
-	return inflate(dst, src)
+	return unpackDeflate(dst, src)
 }
 
-var inflaters sync.Pool
-
-// inflate decodes a raw deflate stream.
-func inflate(dst, src []byte) error {
-	r, _ := inflaters.Get().(io.ReadCloser)
-	if r == nil {
-		r = flate.NewReader(bytes.NewReader(src))
-	} else if err := r.(flate.Resetter).Reset(bytes.NewReader(src), nil); err != nil {
-		return err
+// unpackDeflate decodes a raw deflate stream of any window.
+func unpackDeflate(dst, src []byte) error {
+	n, err := inflate.Decode(dst, src)
+	if err == nil && n < len(dst) {
+		err = fmt.Errorf("deflate stream gives %d of %d bytes", n, len(dst))
 	}
-	defer inflaters.Put(r)
-	if n, err := io.ReadFull(r, dst); err != nil {
-		return fmt.Errorf("deflate stream gives %d of %d bytes: %w", n, len(dst), err)
-	}
-	return nil
+	return err
 }
 
 var zstdDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
@@ -204,9 +197,3 @@ func (c *compressor) compress(p []byte, method uint8) ([]byte, error) {
 	}
 	return out, nil
 }
-
-// sectorsSpanned returns how many 512-byte sectors [off, off+n) touches.
-func sectorsSpanned(off, n int64) int64 { return (off+n-1)>>9 - off>>9 + 1 }
-
-// log2 returns the exponent of a power of two.
-func log2(n int64) uint { return uint(bits.TrailingZeros64(uint64(n))) }
