@@ -63,60 +63,80 @@ func (m *extentMerger) flush() {
 
 // extents adds the extents of [off, off+n) to m until it stops.
 func (img *Image) extents(m *extentMerger, off, n int64) error {
-	holes := holeCursor{file: img.file}
-	recurse := img.preallocated()
+	holes := map[*Image]*holeCursor{}
 	for end := off + n; off < end && !m.stopped; {
 		r, err := img.lookup(off, end-off)
 		if err != nil {
 			return fmt.Errorf("guest offset %#x: %w", off, err)
 		}
-		e := block.Extent{Start: off, Length: r.length, HostOffset: block.NoHostOffset}
-		switch r.kind {
-		case clusterUnallocated:
-			if err := img.backingExtents(m, off, r.length); err != nil {
+		if r.kind == clusterUnallocated {
+			if err := img.extentsBelow(m, holes, off, r.length); err != nil {
 				return err
 			}
-			off += r.length
-			continue
-		case clusterZeroPlain:
-			e.Kind = block.Zero
-		case clusterZeroAlloc:
-			e.Kind, e.HostOffset = block.Zero, int64(r.host)
-		case clusterCompressed:
-			e.Kind = block.Compressed
-		case clusterData:
-			e.Kind, e.HostOffset = block.Data, int64(r.host)
-			if recurse {
-				e.Length, e.ReadsZero = holes.at(int64(r.host), r.length)
-			}
+		} else {
+			img.addRun(m, holes, off, r, 0)
 		}
-		m.add(e)
-		off += e.Length
+		off += r.length
 	}
 	return nil
 }
 
-// backingExtents adds the backing file's extents of a range that the image
-// does not hold; behind its end there is nothing.
-func (img *Image) backingExtents(m *extentMerger, off, n int64) error {
-	depth := 0
-	if img.backing != nil {
-		in := min(max(img.backing.Size()-off, 0), n)
-		if in > 0 {
-			for e, err := range img.backing.Extents(off, in) {
+// addRun adds the extents of a run of the layer at depth.
+func (img *Image) addRun(m *extentMerger, holes map[*Image]*holeCursor, off int64, r run, depth int) {
+	for end := off + r.length; off < end; {
+		e := block.Extent{Start: off, Length: end - off, Depth: depth, HostOffset: block.NoHostOffset}
+		host := int64(r.host) + r.length - e.Length
+		switch r.kind {
+		case clusterZeroPlain:
+			e.Kind = block.Zero
+		case clusterZeroAlloc:
+			e.Kind, e.HostOffset = block.Zero, host
+		case clusterCompressed:
+			e.Kind = block.Compressed
+		case clusterData:
+			e.Kind, e.HostOffset = block.Data, host
+			if img.preallocated() {
+				if holes[img] == nil {
+					holes[img] = &holeCursor{file: img.file}
+				}
+				e.Length, e.ReadsZero = holes[img].at(host, e.Length)
+			}
+		}
+		if !m.add(e) {
+			return
+		}
+		off += e.Length
+	}
+}
+
+// extentsBelow adds the extents of a range that the image does not hold.
+func (img *Image) extentsBelow(m *extentMerger, holes map[*Image]*holeCursor, off, n int64) error {
+	for end := off + n; off < end && !m.stopped; {
+		if img.backing == nil {
+			m.add(block.Extent{Start: off, Length: end - off, Kind: block.Unallocated, HostOffset: block.NoHostOffset})
+			return nil
+		}
+		c, err := img.resolve(off, end-off)
+		if err != nil {
+			return err
+		}
+		switch {
+		case c.owner != nil:
+			c.owner.addRun(m, holes, off, c.run, c.depth)
+		case c.base != nil:
+			for e, err := range c.base.Extents(off, c.end-off) {
 				if err != nil {
 					return err
 				}
-				e.Depth++
+				e.Depth += c.depth
 				if !m.add(e) {
 					return nil
 				}
 			}
+		default:
+			m.add(block.Extent{Start: off, Length: c.end - off, Kind: block.Unallocated, Depth: c.depth, HostOffset: block.NoHostOffset})
 		}
-		off, n = off+in, n-in
-	}
-	if n > 0 {
-		m.add(block.Extent{Start: off, Length: n, Kind: block.Unallocated, Depth: depth, HostOffset: block.NoHostOffset})
+		off = c.end
 	}
 	return nil
 }

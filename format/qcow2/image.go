@@ -59,6 +59,7 @@ type Image struct {
 	lazy    bool // refcounts on disk are not kept true; the dirty bit says so
 
 	inflated inflatedCache // has its own lock, a leaf
+	chain    chainCache    // lock-free
 	prealloc preallocProbe // has its own lock, taken before mu
 }
 

@@ -78,32 +78,3 @@ func (img *Image) readData(p []byte, host hostOffset) error {
 	clear(p[n:])
 	return nil
 }
-
-// readBacking reads what the image does not hold: the backing file, and zeros
-// behind its end.
-func (img *Image) readBacking(p []byte, off int64) error {
-	if img.backing == nil {
-		if img.backingFile != "" {
-			return fmt.Errorf("the data is in the backing file %s, which was not opened: %w", img.backingFile, block.ErrUnsupported)
-		}
-		clear(p)
-		return nil
-	}
-	end := img.backing.Size()
-	if off >= end {
-		clear(p)
-		return nil
-	}
-	if int64(len(p)) > end-off {
-		clear(p[end-off:])
-		p = p[:end-off]
-	}
-	n, err := img.backing.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
