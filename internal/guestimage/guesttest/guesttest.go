@@ -1,0 +1,221 @@
+// Package guesttest starts a guest in a test, follows it to its login prompt,
+// talks to it over SSH, and stops it.
+package guesttest
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/lamina-vm/lamina/internal/guest/boot"
+	"github.com/lamina-vm/lamina/internal/guest/seed"
+	"github.com/lamina-vm/lamina/internal/vm"
+	"github.com/lamina-vm/lamina/internal/vm/qemu"
+)
+
+// How long things may take on a machine that does much else, under TCG.
+const (
+	stopTimeout = 3 * time.Minute
+	sshTimeout  = 3 * time.Minute
+)
+
+// Config says what to start. Disk.Path, Disk.Format and Disk.Bus must be set.
+type Config struct {
+	Disk   vm.Disk
+	Memory int64 // bytes; 0 means 192 MiB
+	// Seed is what the guest is told; nil attaches no seed. Keys of the
+	// test are added to it.
+	Seed *seed.Config
+	// CPU is the model, "" for the driver's choice.
+	CPU string
+}
+
+// Guest is a running guest. It is killed at the end of the test.
+type Guest struct {
+	vm.Machine
+	t      testing.TB
+	user   string
+	signer ssh.Signer
+	hints  boot.Hints
+}
+
+// Start starts a guest.
+func Start(t testing.TB, c Config) *Guest {
+	t.Helper()
+	dir := t.TempDir()
+	if c.Memory == 0 {
+		c.Memory = 192 << 20
+	}
+	g := &Guest{t: t, hints: boot.Hints{DiskBus: string(c.Disk.Bus), HasSeed: c.Seed != nil, TCG: true}}
+	spec := vm.Spec{
+		Name:   "guest",
+		Memory: c.Memory,
+		Accel:  vm.AccelTCG,
+		CPU:    c.CPU,
+		Disks:  []vm.Disk{c.Disk},
+		NICs:   []vm.NIC{{Forwards: []vm.Forward{{GuestPort: 22}}}},
+		RNG:    true,
+	}
+	if c.Seed != nil {
+		s := *c.Seed
+		var key string
+		g.signer, key = newKey(t)
+		g.user = s.User
+		s.SSHKeys = append(s.SSHKeys[:len(s.SSHKeys):len(s.SSHKeys)], key)
+		path := filepath.Join(dir, "seed.iso")
+		if err := seed.Write(path, s); err != nil {
+			t.Fatal(err)
+		}
+		spec.Disks = append(spec.Disks, vm.SeedDisk(path, c.Disk.Bus))
+	}
+	m, err := qemu.New(qemu.Options{}).Start(t.Context(), spec, filepath.Join(dir, "vm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Machine = m
+	t.Cleanup(func() {
+		// The test's context is done by now.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := m.Kill(ctx); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+			t.Errorf("kill the guest: %v", err)
+		}
+		_ = m.Release()
+	})
+	return g
+}
+
+func newKey(t testing.TB) (ssh.Signer, string) {
+	t.Helper()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+}
+
+// Watch follows the boot with the product's watcher to its end.
+func (g *Guest) Watch() boot.Result {
+	g.t.Helper()
+	ctx, cancel := context.WithCancel(g.t.Context())
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		_, _ = g.Wait(ctx)
+		close(done)
+	}()
+	log, err := boot.Follow(ctx, g.SerialLog(), done)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer log.Close()
+	r, err := boot.Watch(ctx, boot.Sources{Serial: log, Screen: g.ScreenText}, boot.Options{Hints: g.hints})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return r
+}
+
+// Login follows the boot, which must reach the login prompt.
+func (g *Guest) Login() boot.Result {
+	g.t.Helper()
+	r := g.Watch()
+	if !r.Login {
+		g.t.Fatalf("no login prompt: %+v", r.Problem)
+	}
+	return r
+}
+
+// SSH runs a command in the guest as the seed's user and returns its standard
+// output. It tries until the guest's SSH server answers; a command that fails
+// fails the test.
+func (g *Guest) SSH(command string) string {
+	g.t.Helper()
+	if g.signer == nil {
+		g.t.Fatal("the guest has no seed, so it has no SSH key")
+	}
+	deadline := time.Now().Add(sshTimeout)
+	for {
+		client, err := g.dial()
+		if err == nil {
+			defer client.Close()
+			return g.runSSH(client, command)
+		}
+		if time.Now().After(deadline) {
+			g.t.Fatalf("ssh: %v", err)
+		}
+		time.Sleep(300 * time.Millisecond)
+	}
+}
+
+func (g *Guest) dial() (*ssh.Client, error) {
+	forwards := g.Info().Forwards
+	if len(forwards) == 0 {
+		return nil, errors.New("the driver reports no forwarded port")
+	}
+	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(forwards[0].HostPort))
+	const handshake = 30 * time.Second
+	conn, err := net.DialTimeout("tcp", addr, handshake)
+	if err != nil {
+		return nil, err
+	}
+	// QEMU accepts before the guest does: the handshake needs a limit too.
+	_ = conn.SetDeadline(time.Now().Add(handshake))
+	c, chans, reqs, err := ssh.NewClientConn(conn, addr, &ssh.ClientConfig{
+		User:            g.user,
+		Auth:            []ssh.AuthMethod{ssh.PublicKeys(g.signer)},
+		HostKeyCallback: ssh.InsecureIgnoreHostKey(), // the guest made its key just now
+	})
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	_ = conn.SetDeadline(time.Time{})
+	return ssh.NewClient(c, chans, reqs), nil
+}
+
+func (g *Guest) runSSH(client *ssh.Client, command string) string {
+	g.t.Helper()
+	session, err := client.NewSession()
+	if err != nil {
+		g.t.Fatalf("ssh: %v", err)
+	}
+	defer session.Close()
+	var out, errs strings.Builder
+	session.Stdout, session.Stderr = &out, &errs
+	if err := session.Run(command); err != nil {
+		g.t.Fatalf("ssh %q: %v\n%s%s", command, err, out.String(), errs.String())
+	}
+	return out.String()
+}
+
+// Stop presses the power button and waits for the guest to power off.
+func (g *Guest) Stop() {
+	g.t.Helper()
+	if err := g.Shutdown(g.t.Context()); err != nil {
+		g.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(g.t.Context(), stopTimeout)
+	defer cancel()
+	exit, err := g.Wait(ctx)
+	if err != nil {
+		g.t.Fatalf("the power button was pressed, and the guest still runs: %v", err)
+	}
+	if exit.State != vm.StateStopped {
+		g.t.Fatal(fmt.Sprintf("the guest ended as %s: %s", exit.State, exit.Reason))
+	}
+}
