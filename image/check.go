@@ -42,7 +42,7 @@ var ErrCheckFailed = errors.New("check failed")
 func Check(ctx context.Context, name string, opts CheckOptions) (report CheckReport, err error) {
 	im, err := Open(ctx, name, Options{
 		Format: opts.Format, Cache: opts.Cache, NoLock: opts.NoLock,
-		Writable: opts.Repair != block.RepairNone, ForCheck: true, use: useSource,
+		Writable: opts.Repair != block.RepairNone, ForCheck: true,
 	})
 	if err != nil {
 		return CheckReport{}, err

@@ -86,9 +86,10 @@ func (c *conversion) setTarget(im *Image) error {
 		c.sharedDepth = c.shared(layers[1])
 	}
 	if !c.zeroInit && c.backing == nil && !c.opts.NoSparse && c.zeroer != nil {
-		// One request for the whole disk is much quicker than one for each
-		// hole; where the target cannot, holes are zeroed one by one.
-		err := c.zeroer.WriteZeroes(0, im.Node().Size(), block.ZeroMayUnmap|block.ZeroNoFallback)
+		// One request is much quicker than one for each hole; where the
+		// target cannot, holes are zeroed one by one. What a larger target
+		// holds behind the copy is kept.
+		err := c.zeroer.WriteZeroes(0, c.total, block.ZeroMayUnmap|block.ZeroNoFallback)
 		c.zeroInit = err == nil
 		if err != nil && !errors.Is(err, block.ErrUnsupported) {
 			return &CopyError{Writing: true, Err: err}

@@ -232,6 +232,8 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 func (c *chain) locks(formatName string, top bool) file.Locks {
 	raw := formatName == rawName
 	switch {
+	case !top && raw && c.opts.use == useContent && !c.opts.Writable:
+		return file.SharedReadLocks()
 	case !top:
 		return file.StableReadLocks()
 	case c.opts.use == useInfo && raw:
