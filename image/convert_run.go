@@ -145,7 +145,9 @@ func (c *conversion) plan(ctx context.Context, out chan<- task) error {
 				a = doCopy // a part of it may be data
 			}
 		}
-		end = max(end, off+n)
+		if a != doSkip {
+			end = max(end, off+n)
+		}
 		for n > 0 {
 			t := task{seq: seq, off: off, n: min(n, chunkSize-off%chunkSize), action: a}
 			if a == doSkip || a == doZero {
