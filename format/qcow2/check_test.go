@@ -113,7 +113,7 @@ func damaged(t testing.TB, image []byte, cut int64, patches ...patch) string {
 	if cut > 0 {
 		b = b[:cut]
 	}
-	name := filepath.Join(t.TempDir(), "damaged.qcow2")
+	name := filepath.Join(memoryDir(t), "damaged.qcow2")
 	if err := os.WriteFile(name, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func (a anatomy) at(off int64) uint64 { return binary.BigEndian.Uint64(a.content
 // clusters, by the stock tools.
 func stockImage(t testing.TB, options string, extra ...string) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := memoryDir(t)
 	src, name := filepath.Join(dir, "source.raw"), filepath.Join(dir, "image.qcow2")
 	qemutest.Img(t, "create", "-q", "-f", "raw", src, "2M")
 	qemutest.IO(t, "raw", src, "write -P 7 0 100k", "write -P 8 1M 20k")
