@@ -66,7 +66,7 @@ func connect(t *testing.T, script func(*server)) *Client {
 	s := &server{t, far, bufio.NewScanner(far)}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		defer far.Close()
+		defer func() { _ = far.Close() }()
 		s.negotiate()
 		script(s)
 	})
@@ -250,7 +250,7 @@ func TestBadServer(t *testing.T) {
 			near, far := net.Pipe()
 			var wg sync.WaitGroup
 			wg.Go(func() {
-				defer far.Close()
+				defer func() { _ = far.Close() }()
 				// The client may hang up in the middle.
 				_, _ = far.Write([]byte(first))
 				if strings.HasPrefix(first, greeting) {
@@ -283,7 +283,7 @@ func TestOversizedLater(t *testing.T) {
 // nothing.
 func TestSilentServer(t *testing.T) {
 	near, far := net.Pipe()
-	defer far.Close()
+	defer func() { _ = far.Close() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	_, err := New(ctx, near)

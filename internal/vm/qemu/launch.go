@@ -145,7 +145,7 @@ func (l launch) spawn(c config) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	args := c.args()
 	if _, err := fmt.Fprintf(log, "%s%s %s %q\n", logMark, time.Now().Format(time.RFC3339), l.binary, args); err != nil {
 		return nil, err

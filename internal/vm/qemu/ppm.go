@@ -16,13 +16,23 @@ type picture struct {
 // maxPixels is more than any screen that QEMU has.
 const maxPixels = 64 << 20
 
-// readPPM reads a binary PPM (netpbm's "P6") of at most 8 bits a sample.
+// readPPM reads a binary PPM (netpbm's "P6") of 8 bits a sample, its header on
+// three lines as QEMU writes it. The pixels begin right after the third, and may
+// themselves look like blanks.
 func readPPM(r io.Reader) (picture, error) {
 	br := bufio.NewReader(r)
+	var header string
+	for range 3 {
+		line, err := br.ReadSlice('\n')
+		if err != nil {
+			return picture{}, fmt.Errorf("PPM header: %w", err)
+		}
+		header += string(line)
+	}
 	var magic string
 	var w, h, depth int
-	if _, err := fmt.Fscanf(br, "%2s\n%d %d\n%d\n", &magic, &w, &h, &depth); err != nil {
-		return picture{}, fmt.Errorf("PPM header: %w", err)
+	if _, err := fmt.Sscan(header, &magic, &w, &h, &depth); err != nil {
+		return picture{}, fmt.Errorf("PPM header %.40q: %w", header, err)
 	}
 	switch {
 	case magic != "P6" || depth != 255:

@@ -262,7 +262,7 @@ func TestStray(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	binary, err := findBinary("")
 	if err != nil {
 		t.Fatal(err)

@@ -115,7 +115,7 @@ func lastWords(dir string) string {
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	const window, most = 8192, 5
 	if st, err := f.Stat(); err == nil && st.Size() > window {
 		if _, err := f.Seek(-window, io.SeekEnd); err != nil {

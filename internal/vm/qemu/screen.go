@@ -33,7 +33,7 @@ func (m *machine) screendump(ctx context.Context) (picture, error) {
 	}
 	name := f.Name()
 	defer func() { _ = os.Remove(name) }() // a leftover goes with the machine
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	// Named relative to QEMU's working directory, as everything is.
 	args := map[string]string{"filename": filepath.Base(name)}
 	if err := m.execute(ctx, "screendump", args, nil); err != nil {

@@ -270,7 +270,7 @@ func testRefusals(t *testing.T, newDriver maker) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	port := l.Addr().(*net.TCPAddr).Port
 	for name, c := range map[string]struct {
 		want   string

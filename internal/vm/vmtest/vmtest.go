@@ -108,7 +108,7 @@ func Send(t *testing.T, m vm.Machine, commands string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
 		t.Fatal(err)
 	}
