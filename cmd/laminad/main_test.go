@@ -101,7 +101,8 @@ func (p *process) end(t *testing.T, sig os.Signal) int {
 		t.Fatal(err)
 	}
 	select {
-	case <-p.done:
+	case err := <-p.done:
+		t.Logf("laminad after %s: %v", sig, err)
 	case <-time.After(20 * time.Second):
 		t.Fatalf("laminad does not end on %s", sig)
 	}
@@ -167,12 +168,12 @@ func TestSocketActivation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	f, err := l.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	// LISTEN_PID must be laminad's own, which only the shell knows in time.
 	p := &process{Cmd: exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0"`, os.Args[0]), done: make(chan error, 1)}
 	p.Env = append(os.Environ(), envMain+"=1", home.Env+"="+h.Data)

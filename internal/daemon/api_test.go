@@ -133,7 +133,7 @@ func (x *tester) checkLogAndScreen(name string) {
 		}
 	}
 	res := x.send(x.Context(), "GET", "/v1/machines/"+name+"/log", nil)
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	b, err := io.ReadAll(res.Body)
 	if err != nil || !strings.HasPrefix(string(b), "SeaBIOS") || !strings.HasSuffix(string(b), "login: ") {
 		x.Errorf("log: %q, %v", b, err)

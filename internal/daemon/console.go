@@ -189,7 +189,7 @@ func (d *Daemon) postConsole(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(d.ctx, func() { _ = conn.Close() })
 	defer stop()
 	err = errors.Join(conn.SetDeadline(time.Time{}), switchProtocol(conn))

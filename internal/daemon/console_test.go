@@ -110,7 +110,7 @@ func TestFollowLog(t *testing.T) {
 	x := serve(t, Options{Driver: driver})
 	m := x.run("m")
 	res := x.send(t.Context(), "GET", "/v1/machines/m/log?follow=1&tail=1", nil)
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	guest := driver.machine(t, m.Dir)
 	go func() {
 		for range 50 {

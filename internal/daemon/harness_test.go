@@ -142,7 +142,7 @@ func (x *tester) send(ctx context.Context, method, path string, body any) *http.
 func (x *tester) call(method, path string, body, into any) (int, *api.Error) {
 	x.Helper()
 	res := x.send(x.Context(), method, path, body)
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode >= 400 {
 		var e api.Error
 		if err := json.NewDecoder(res.Body).Decode(&e); err != nil || e.Message == "" || e.Code == "" {
@@ -183,7 +183,7 @@ func (x *tester) read(r io.Reader, into any) (list []api.Event, failed *api.Erro
 func (x *tester) stream(method, path string, body, into any) ([]api.Event, *api.Error) {
 	x.Helper()
 	res := x.send(x.Context(), method, path, body)
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode >= 400 {
 		var e api.Error
 		if err := json.NewDecoder(res.Body).Decode(&e); err != nil {

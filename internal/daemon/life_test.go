@@ -287,9 +287,9 @@ func TestEndTellsClients(t *testing.T) {
 	x := serve(t, Options{Driver: &fakeDriver{script: bootAndWait}})
 	x.must(x.stream("POST", "/v1/machines", api.RunRequest{Image: x.image, Name: "m", NoWait: true}, nil))
 	res := x.send(t.Context(), "GET", "/v1/machines/m/boot", nil)
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	log := x.send(t.Context(), "GET", "/v1/machines/m/log?follow=1", nil)
-	defer log.Body.Close()
+	defer func() { _ = log.Body.Close() }()
 	console := x.dialConsole("m")
 	began := time.Now()
 	x.stop()
@@ -313,8 +313,8 @@ func TestEndTellsClients(t *testing.T) {
 // TestForeignPeer: who is neither the daemon's user nor root is refused.
 func TestForeignPeer(t *testing.T) {
 	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
+	defer func() { _ = a.Close() }()
+	defer func() { _ = b.Close() }()
 	if checkPeer(a) == nil {
 		t.Error("a connection without credentials is accepted")
 	}

@@ -93,12 +93,12 @@ func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMa
 		if err != nil {
 			return err
 		}
-		defer taken.Close()
+		defer func() { _ = taken.Close() }()
 		insert, err := tx.PrepareContext(ctx, `INSERT INTO machines (`+machineColumns+`, state) VALUES (?,?,?,?,?,?,?,?,?,'creating')`)
 		if err != nil {
 			return err
 		}
-		defer insert.Close()
+		defer func() { _ = insert.Close() }()
 		var clash []string
 		for _, m := range machines {
 			var n int
@@ -188,7 +188,7 @@ func (s *Store) commitMachines(ctx context.Context, machines []Machine) error {
 		if err != nil {
 			return err
 		}
-		defer ready.Close()
+		defer func() { _ = ready.Close() }()
 		for _, m := range machines {
 			if _, err := ready.ExecContext(ctx, m.ID); err != nil {
 				return err
@@ -230,7 +230,7 @@ func (s *Store) makeMachine(ctx context.Context, template api.Template, m Machin
 			return err
 		}
 		path := filepath.Join(dir, home.SeedFile)
-		if err := os.WriteFile(path, content, 0o600); err != nil {
+		if err := writeSparse(path, content); err != nil {
 			return err
 		}
 		files = append(files, path)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -31,4 +32,38 @@ func syncFileSystem(path string) error {
 		err = fmt.Errorf("syncfs %s: %w", path, err)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// blockSize is what file systems allocate at the least.
+const blockSize = 4096
+
+// writeSparse makes a new file of mode 0600 with holes where content has
+// blocks of zeros: more than half of a seed is.
+func writeSparse(path string, content []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Truncate(int64(len(content))); err != nil {
+		return err
+	}
+	var zeros [blockSize]byte
+	for off := 0; off < len(content); {
+		end := min(off+blockSize, len(content))
+		if bytes.Equal(content[off:end], zeros[:end-off]) {
+			off = end
+			continue
+		}
+		// As much as there is up to the next hole in one write.
+		begin := off
+		for off < len(content) && !bytes.Equal(content[off:end], zeros[:end-off]) {
+			off = end
+			end = min(off+blockSize, len(content))
+		}
+		if _, err := f.WriteAt(content[begin:off], int64(begin)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

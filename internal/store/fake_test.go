@@ -23,7 +23,7 @@ func (plainImages) Import(ctx context.Context, source, format, target string, pr
 	if err != nil {
 		return 0, err
 	}
-	defer in.Close()
+	defer func() { _ = in.Close() }()
 	out, err := os.OpenFile(target, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return 0, err

@@ -304,7 +304,7 @@ func hashFile(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("store: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	h := sha256.New()
 	buf := make([]byte, 1<<20)
 	for {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 )
 
 // The names that the store gives. Nothing else in its folders is touched.
@@ -117,6 +116,3 @@ func (s *Store) removeTemplateFile(digest string) error {
 	}
 	return nil
 }
-
-// placeholders returns "?,?,?".
-func placeholders(n int) string { return strings.TrimSuffix(strings.Repeat("?,", n), ",") }
