@@ -68,7 +68,8 @@ type checker struct {
 	blockAt  int64           // index of the refcount block in block, -1 for none
 	block    []byte
 	blockOff int64
-	l2       []byte // buffer for an L2 table
+	l2       []byte      // buffer for an L2 table
+	guarded  *clusterSet // clusters that no L2 table may lie in; nil until needed
 }
 
 func newChecker(ctx context.Context, img *Image, opts block.CheckOptions) (*checker, error) {

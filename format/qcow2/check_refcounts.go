@@ -249,7 +249,7 @@ func (c *checker) writeNewStructure() error {
 	}
 	c.img.hdr.refTableOffset = uint64(tableAt << c.g.clusterBits)
 	c.img.hdr.refTableClusters = uint32(tableClusters)
-	c.table, c.blockAt, c.corrupt = table, -1, false
+	c.table, c.blockAt, c.corrupt, c.guarded = table, -1, false, nil
 	c.fileLen = c.img.file.Size()
 	c.clusters = max(c.clusters, ceilDiv(c.fileLen, c.g.clusterSize()))
 	return c.barrier()

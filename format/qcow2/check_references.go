@@ -170,29 +170,44 @@ func (c *checker) checkAlignment(e l2Entry, table, i int64, fix bool) (gone bool
 	return true, nil
 }
 
-// mayWriteL2 says whether a change of the L2 table that holds off would hit
-// the header, the L1 table or the refcount structure, which a damaged L1 entry
-// can point into.
+// mayWriteL2 says whether the cluster at off may be changed as an L2 table:
+// not if it is the header, an L1 table or part of the refcount structure, which
+// a damaged L1 entry can point into.
 func (c *checker) mayWriteL2(off int64) bool {
-	cluster := c.g.cluster(off)
-	overlaps := func(start, n int64) bool {
-		return n > 0 && cluster >= c.g.cluster(start) && cluster <= c.g.cluster(start+n-1)
+	if c.guarded == nil {
+		c.guarded = c.guard()
 	}
-	h := &c.img.hdr
-	bad := cluster == 0 || overlaps(int64(h.l1Offset), int64(h.l1Size)*8) ||
-		overlaps(int64(h.refTableOffset), int64(h.refTableClusters)<<c.g.clusterBits) ||
-		overlaps(int64(h.snapshotsOffset), c.img.snapshotTableBytes())
-	for _, e := range c.table {
-		bad = bad || e.block() != 0 && c.g.cluster(int64(e.block())) == cluster
-	}
-	for _, s := range c.img.snapshots {
-		bad = bad || overlaps(int64(s.l1Offset), int64(s.l1Size)*8)
-	}
-	if bad {
+	if c.guarded.has(c.g.cluster(off)) {
 		c.report("ERROR: Overlap check failed")
 		c.res.CheckErrors++
+		return false
 	}
-	return !bad
+	return true
+}
+
+// guard collects the clusters of all tables but L2 tables.
+func (c *checker) guard() *clusterSet {
+	s := &clusterSet{}
+	add := func(off, n int64) {
+		if off >= 0 && off < c.fileLen && n > 0 {
+			first := c.g.cluster(off)
+			s.add(first, c.g.cluster(min(off+n, c.fileLen)-1)-first+1)
+		}
+	}
+	h := &c.img.hdr
+	add(0, 1)
+	add(int64(h.l1Offset), int64(h.l1Size)*8)
+	add(int64(h.refTableOffset), int64(h.refTableClusters)<<c.g.clusterBits)
+	add(int64(h.snapshotsOffset), c.img.snapshotTableBytes())
+	for _, e := range c.table {
+		if e.block() != 0 {
+			add(int64(e.block()), 1)
+		}
+	}
+	for _, snap := range c.img.snapshots {
+		add(int64(snap.l1Offset), int64(snap.l1Size)*8)
+	}
+	return s
 }
 
 // snapshotTableBytes returns the length of the snapshot table.
