@@ -108,11 +108,46 @@ func newKey(t testing.TB) (ssh.Signer, string) {
 	return signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
 }
 
-// Watch follows the boot with the product's watcher to its end.
+// Watch follows the boot from its first byte, with the product's watcher, to
+// its end.
 func (g *Guest) Watch() boot.Result {
+	g.t.Helper()
+	r, err := g.watch(g.t.Context(), boot.Options{})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return r
+}
+
+// WatchWait follows the boot until the watcher has something to say of what
+// the guest waits for, and returns that and what it would have told in the
+// end, without waiting for it. A guest that reaches its login prompt, or
+// stops, before that fails the test.
+func (g *Guest) WatchWait() (note string, r boot.Result) {
 	g.t.Helper()
 	ctx, cancel := context.WithCancel(g.t.Context())
 	defer cancel()
+	r, err := g.watch(ctx, boot.Options{OnEvent: func(e boot.Event) {
+		if e.Note != "" {
+			note = e.Note
+			cancel()
+		}
+	}})
+	if err == nil {
+		g.t.Fatalf("the boot ended before it waited for anything: %+v, problem %+v", r, r.Problem)
+	}
+	// The same log again, with the patience of a few seconds.
+	r, err = g.watch(g.t.Context(), boot.Options{Timeout: 3 * time.Second})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return note, r
+}
+
+func (g *Guest) watch(ctx context.Context, o boot.Options) (boot.Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	o.Hints = g.hints
 	done := make(chan struct{})
 	go func() {
 		_, _ = g.Wait(ctx)
@@ -120,14 +155,10 @@ func (g *Guest) Watch() boot.Result {
 	}()
 	log, err := boot.Follow(ctx, g.SerialLog(), done)
 	if err != nil {
-		g.t.Fatal(err)
+		return boot.Result{}, err
 	}
 	defer log.Close()
-	r, err := boot.Watch(ctx, boot.Sources{Serial: log, Screen: g.ScreenText}, boot.Options{Hints: g.hints})
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	return r
+	return boot.Watch(ctx, boot.Sources{Serial: log, Screen: g.ScreenText}, o)
 }
 
 // Login follows the boot, which must reach the login prompt.
