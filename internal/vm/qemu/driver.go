@@ -2,7 +2,7 @@
 //
 // A machine is one QEMU process in the machine's folder. It is on record in
 // that folder (home.RunFile), so that a later process can adopt it; it needs
-// nobody to keep running.
+// nobody to keep running. QEMU 6.0 or later is needed.
 package qemu
 
 import (

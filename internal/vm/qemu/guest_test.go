@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,20 +19,8 @@ import (
 // own drivers, not only the firmware's, must find both drives. The other buses
 // are tested with the formats, in test/boot.
 func TestLinuxGuest(t *testing.T) {
-	buses := []vm.Bus{vm.BusVirtioSCSI}
-	if all := os.Getenv("LAMINA_TEST_BUSES"); all != "" {
-		buses = nil
-		for b := range strings.SplitSeq(all, ",") {
-			buses = append(buses, vm.Bus(b))
-		}
-	}
+	bus := vm.BusVirtioSCSI
 	base := guestimage.Small(t)
-	for _, bus := range buses {
-		t.Run(string(bus), func(t *testing.T) { bootLinux(t, base, bus) })
-	}
-}
-
-func bootLinux(t *testing.T, base string, bus vm.Bus) {
 	dir := t.TempDir()
 	disk, cidata := filepath.Join(dir, "disk.qcow2"), filepath.Join(dir, "seed.iso")
 	qemutest.Img(t, "create", "-f", "qcow2", "-b", base, "-F", "qcow2", disk)

@@ -1,0 +1,68 @@
+package qemu
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lamina-vm/lamina/internal/vm"
+	"github.com/lamina-vm/lamina/internal/vm/vmtest"
+)
+
+// TestLostMonitor: a connection that breaks while the machine runs is made
+// anew, with its events.
+func TestLostMonitor(t *testing.T) {
+	m := vmtest.Start(t, New(Options{}), vmtest.Spec(t), t.TempDir()).(*machine)
+	old := m.monitor()
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for m.monitor() == old {
+		if time.Now().After(deadline) {
+			t.Fatal("the monitor is not back")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if s, err := m.State(t.Context()); err != nil || s != vm.StateRunning {
+		t.Errorf("state %s, %v", s, err)
+	}
+	vmtest.WaitSerial(t, m, vmtest.Ready)
+	vmtest.Send(t, m, vmtest.PowerOff)
+	if e, err := m.Wait(t.Context()); err != nil || e.Reason != "guest shut down" {
+		t.Errorf("exit %+v, %v", e, err)
+	}
+}
+
+// TestStuckQEMU: one that answers nothing is killed all the same.
+func TestStuckQEMU(t *testing.T) {
+	dir := t.TempDir()
+	m := vmtest.Start(t, New(Options{}), vmtest.Spec(t), dir)
+	if err := unix.Kill(m.Info().PID, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_ = m.Kill(soon) // its patience was too short to say how it went
+	e, err := m.Wait(t.Context())
+	if err != nil || e.Reason != "killed" {
+		t.Errorf("exit %+v, %v", e, err)
+	}
+	vmtest.RequireNoLeftovers(t, dir)
+}
+
+// TestStopped: a guest that a person stopped through the monitor is paused, not
+// broken.
+func TestStopped(t *testing.T) {
+	m := vmtest.Start(t, New(Options{}), vmtest.Spec(t), t.TempDir()).(*machine)
+	for command, want := range map[string]vm.State{"stop": vm.StatePaused, "cont": vm.StateRunning} {
+		if err := m.execute(t.Context(), command, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := m.State(t.Context()); err != nil || s != want {
+			t.Errorf("after %s: %s, %v", command, s, err)
+		}
+	}
+}
