@@ -263,7 +263,7 @@ func (img *Image) reload() error {
 	defer img.mu.Unlock()
 	b := make([]byte, int64(img.hdr.l1Size)*8)
 	if err := readPadded(img.file, b, int64(img.hdr.l1Offset)); err != nil {
-		return fmt.Errorf("Could not read L1 table: %w", err)
+		return fmt.Errorf("read the L1 table again: %w", err)
 	}
 	img.l1, img.l1Dirty = decodeL1(b), span{}
 	img.l2 = newL2Cache(img.g)
