@@ -152,8 +152,8 @@ func (m *machine) watchOn(ctx context.Context, r *run) {
 		case err != nil:
 			return
 		case res.Login:
+			r.boot.recovered() // first: who sees the login finds no error
 			m.record(r, res)
-			r.boot.recovered()
 			return
 		}
 		// Another dead end: what comes after it may still be a login.
