@@ -46,10 +46,10 @@ var geometryCases = []geometryCase{
 	{"4k-v3-1", 2 << 20, map[string]string{"cluster_size": "4k", "refcount_bits": "1"}, 0},
 	{"4k-v3-2-backing-zstd", 2<<20 + 1536, map[string]string{"cluster_size": "4k", "refcount_bits": "2", "compression_type": "zstd"}, 1<<20 + 512},
 	{"4k-v2", 2 << 20, map[string]string{"cluster_size": "4k", "compat": "0.10"}, 0},
-	{"64k-v3-16-backing", 16<<20 + 512, nil, 20 << 20},
-	{"64k-lazy-8", 8 << 20, map[string]string{"lazy_refcounts": "on", "refcount_bits": "8"}, 0},
-	{"64k-metadata-32", 8 << 20, map[string]string{"preallocation": "metadata", "refcount_bits": "32"}, 0},
-	{"2M-v3-4-zstd", 64 << 20, map[string]string{"cluster_size": "2M", "refcount_bits": "4", "compression_type": "zstd"}, 0},
+	{"64k-v3-16-backing", 4<<20 + 512, nil, 5 << 20},
+	{"64k-lazy-8", 4 << 20, map[string]string{"lazy_refcounts": "on", "refcount_bits": "8"}, 0},
+	{"64k-metadata-32", 4 << 20, map[string]string{"preallocation": "metadata", "refcount_bits": "32"}, 0},
+	{"2M-v3-4-zstd", 12 << 20, map[string]string{"cluster_size": "2M", "refcount_bits": "4", "compression_type": "zstd"}, 0},
 }
 
 // modelOpener opens the same backing bytes each time.
