@@ -18,7 +18,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	base, clone := filepath.Join(dir, "base.qcow2"), filepath.Join(dir, "clone.qcow2")
 
 	if err := image.Create(ctx, base, image.CreateOptions{Format: "qcow2", Size: 10 << 30}); err != nil {
@@ -58,7 +58,7 @@ func ExampleConvert() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	raw, packed := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.qcow2")
 	if err := image.Create(ctx, raw, image.CreateOptions{Size: 1 << 20}); err != nil {
 		log.Fatal(err)
@@ -80,7 +80,7 @@ func ExampleImage_Map() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	name := filepath.Join(dir, "disk.qcow2")
 	if err := image.Create(ctx, name, image.CreateOptions{Format: "qcow2", Size: 1 << 20}); err != nil {
 		log.Fatal(err)
@@ -89,7 +89,7 @@ func ExampleImage_Map() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer im.Close()
+	defer func() { _ = im.Close() }()
 	for e, err := range im.Map(ctx, 0, -1) {
 		if err != nil {
 			log.Fatal(err)

@@ -317,7 +317,7 @@ func probeFile(path string) (format.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	return probe(f, path)
 }
 

@@ -36,7 +36,7 @@ func content(t *testing.T, name, format string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer im.Close()
+	defer func() { _ = im.Close() }()
 	p := make([]byte, im.Node().Size())
 	if _, err := im.Node().ReadAt(p, 0); err != nil && len(p) > 0 {
 		t.Fatal(err)
@@ -146,7 +146,7 @@ func TestProbedRawStaysRaw(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer im.Close()
+	defer func() { _ = im.Close() }()
 	if !im.Layers()[0].ProbedRaw() {
 		t.Error("not reported as probed raw")
 	}
@@ -176,7 +176,7 @@ func TestProbedRawStaysRaw(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer im2.Close()
+	defer func() { _ = im2.Close() }()
 	w2, _ := block.As[block.Writer](im2.Node())
 	if _, err := w2.WriteAt(header[:512], 0); err != nil {
 		t.Errorf("explicit raw: %v", err)
@@ -455,7 +455,7 @@ func TestCheckAndMap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer im.Close()
+	defer func() { _ = im.Close() }()
 	var kinds []string
 	var end int64
 	for e, err := range im.Map(t.Context(), 0, -1) {

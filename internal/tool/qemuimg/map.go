@@ -68,7 +68,7 @@ func (t *tool) mapVerb(args []string) int {
 	if err != nil {
 		return t.failOpen(err)
 	}
-	defer im.Close()
+	defer func() { _ = im.Close() }()
 	if mode == outputJSON {
 		return t.printMapJSON(im, start, length)
 	}
