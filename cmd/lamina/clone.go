@@ -76,7 +76,7 @@ func (o *cloneOptions) run(ctx context.Context, a *app, template string, pattern
 		return a.printJSON(list)
 	case o.start:
 		for _, m := range list {
-			if err := a.reached(m); err != nil {
+			if err := a.reached(m, len(list) > 1); err != nil {
 				return err
 			}
 		}

@@ -155,8 +155,12 @@ func (a *app) explain(p *boot.Problem) {
 	a.say("%s", strings.TrimRight(b.String(), "\n"))
 }
 
-// reached says that a machine is there, and how to get in.
-func (a *app) reached(m api.Machine) error {
+// reached says that a machine is there, and how to get in. Of one of many it
+// is a line.
+func (a *app) reached(m api.Machine, many bool) error {
+	if many && m.State == api.Login {
+		return a.printf("%s is at its login prompt after %s: lamina ssh %s\n", m.Name, progress.Duration(m.LoginIn), m.Name)
+	}
 	var b strings.Builder
 	switch m.State {
 	case api.Login:

@@ -98,7 +98,7 @@ func (o *runOptions) run(ctx context.Context, a *app, image string) error {
 	if o.json {
 		return a.printJSON(m)
 	}
-	return a.reached(m)
+	return a.reached(m, false)
 }
 
 // imageHint says what may have been meant where no image was found.

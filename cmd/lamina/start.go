@@ -61,7 +61,7 @@ func (o *startOptions) run(ctx context.Context, a *app, patterns []string) error
 		if o.json {
 			return got, nil
 		}
-		return got, a.reached(got)
+		return got, a.reached(got, len(list) > 1)
 	})
 }
 

@@ -54,7 +54,13 @@ const nobody = 65534
 var oneGuest sync.Mutex
 
 // TestMachines runs the scripts as whoever runs the tests.
-func TestMachines(t *testing.T) { runScripts(t, "testdata", false) }
+func TestMachines(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	runScripts(t, files, false)
+}
 
 // TestOrdinaryUser runs the main script once more as an ordinary user. Where
 // the tests run as one, TestMachines is that already.
@@ -63,13 +69,13 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Logf("TestMachines ran as user %d", os.Geteuid())
 		return
 	}
-	runScripts(t, "testdata/user", true)
+	runScripts(t, []string{"testdata/machine.txtar"}, true)
 }
 
-func runScripts(t *testing.T, dir string, drop bool) {
+func runScripts(t *testing.T, files []string, drop bool) {
 	small := guestimage.Small(t)
 	testscript.Run(t, testscript.Params{
-		Dir: dir,
+		Files: files,
 		Setup: func(env *testscript.Env) error {
 			oneGuest.Lock()
 			env.Defer(oneGuest.Unlock)
@@ -80,9 +86,9 @@ func runScripts(t *testing.T, dir string, drop bool) {
 	})
 }
 
-// setup makes the folder that a script works in: $DIR, with the image
-// small.qcow2, and in it a home of its own. With drop the programs that the
-// script runs as lamina and as asuser run as an ordinary user.
+// setup makes the folder that a script works in, with the image small.qcow2
+// and a home of its own. With drop the programs that the script runs as lamina
+// and as asuser run as an ordinary user; $OWNER is who they run as.
 func setup(env *testscript.Env, small string, drop bool) error {
 	dir, err := os.MkdirTemp("", "lamina-e2e-")
 	if err != nil {
@@ -93,8 +99,9 @@ func setup(env *testscript.Env, small string, drop bool) error {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
 	}
-	become := ""
+	become, owner := "", os.Geteuid()
 	if drop {
+		owner = nobody
 		become = fmt.Sprintf("setpriv --reuid=%d --regid=%d --clear-groups ", nobody, nobody)
 	}
 	for name, text := range map[string]string{
@@ -120,7 +127,7 @@ func setup(env *testscript.Env, small string, drop bool) error {
 			}
 		}
 	}
-	env.Setenv("DIR", dir)
+	env.Setenv("OWNER", strconv.Itoa(owner))
 	env.Setenv("HOME", filepath.Join(dir, "user"))
 	env.Setenv("LAMINA_HOME", filepath.Join(dir, "home"))
 	env.Setenv("XDG_RUNTIME_DIR", "")
