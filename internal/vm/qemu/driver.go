@@ -159,16 +159,21 @@ func (d *Driver) startKVM(ctx context.Context, l launch, host string) (*machine,
 	if known && v.Works {
 		watch = d.kvmGlance
 	}
-	l.onKVMFailure = func(reason string) {
-		// A lost note costs the next start another try, no more.
-		_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Reason: reason})
-	}
+	l.onKVMFailure = d.kvmFailed(host, l.spec.CPU)
 	m, err := l.run(ctx, vm.AccelKVM, "", watch)
 	if err != nil {
 		return nil, kvmFailure{reason: kvmComplaint(err), tried: true}, err
 	}
 	_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Works: true}) // as above
 	return m, kvmFailure{}, nil
+}
+
+// kvmFailed returns what a machine under KVM calls when it cannot go on.
+func (d *Driver) kvmFailed(host, cpu string) func(reason string) {
+	return func(reason string) {
+		// A lost note costs the next start another try, no more.
+		_ = d.kvm.learn(host, cpu, kvmVerdict{Reason: reason})
+	}
 }
 
 // prepareDir returns dir without symbolic links, as /proc shows it, and made
@@ -285,6 +290,26 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	if err := m.resumeStart(ctx); err != nil {
 		return nil, errors.Join(err, m.Release())
 	}
-	go m.supervise()
+	if r.Info.Accel == vm.AccelKVM {
+		m.onKVMFailure = d.adoptedKVMFailed(r.Spec.CPU)
+	}
+	go func() {
+		m.noteStop() // it may have come when nobody listened
+		m.supervise()
+	}()
 	return m, nil
+}
+
+// adoptedKVMFailed is kvmFailed for a machine of another process, whose QEMU
+// may not be installed any more; then there is nothing to remember.
+func (d *Driver) adoptedKVMFailed(cpu string) func(reason string) {
+	binary, err := findBinary(d.opts.Binary)
+	if err != nil {
+		return nil
+	}
+	host, err := hostKey(binary)
+	if err != nil {
+		return nil
+	}
+	return d.kvmFailed(host, cpu)
 }

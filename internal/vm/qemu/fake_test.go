@@ -78,20 +78,34 @@ func fakeQEMU(behaviour string, args []string) int {
 	return fakeMonitor(stop)
 }
 
-// fakeMonitor serves QMP until quit. The guest's processor fails so long after
-// the guest was let go.
+// fakeMonitor serves QMP, one client after another, until quit. The guest's
+// processor fails so long after the guest was let go.
 func fakeMonitor(stop time.Duration) int {
 	l, err := net.Listen("unix", home.QMPSocket)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	conn, err := l.Accept()
-	if err != nil {
-		return 1
+	f := fakeGuest{status: "prelaunch", stop: stop}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return 1
+		}
+		if f.serve(conn) {
+			return 0
+		}
 	}
-	status := "prelaunch"
-	var fails <-chan time.Time
+}
+
+type fakeGuest struct {
+	status string
+	stop   time.Duration
+	fails  <-chan time.Time
+}
+
+// serve says whether the client sent quit.
+func (f *fakeGuest) serve(conn net.Conn) bool {
 	commands := make(chan map[string]any)
 	go func() {
 		in := bufio.NewScanner(conn)
@@ -107,26 +121,26 @@ func fakeMonitor(stop time.Duration) int {
 	say(`{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 9}, "package": ""}, "capabilities": []}}`)
 	for {
 		select {
-		case <-fails:
-			status = "internal-error"
+		case <-f.fails:
+			f.status = "internal-error"
 			say(`{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "STOP"}`)
 		case c, open := <-commands:
 			if !open {
-				return 0
+				return false
 			}
 			answer := "{}"
 			switch c["execute"] {
 			case "cont":
-				status = "running"
-				if stop >= 0 {
-					fails = time.After(stop)
+				f.status = "running"
+				if f.stop >= 0 {
+					f.fails = time.After(f.stop)
 				}
 			case "query-status":
-				answer = fmt.Sprintf(`{"status": %q}`, status)
+				answer = fmt.Sprintf(`{"status": %q}`, f.status)
 			case "quit":
 				say(`{"return": {}, "id": %q}`, c["id"])
 				say(`{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}`)
-				return 0
+				return true
 			}
 			say(`{"return": %s, "id": %q}`, answer, c["id"])
 		}

@@ -62,10 +62,27 @@ func TestFallback(t *testing.T) {
 // TestLateInternalError: the processor fails when the start is over. The
 // machine ends, and the next start goes to TCG.
 func TestLateInternalError(t *testing.T) {
+	const later = 800 * time.Millisecond // than the failure
+	t.Run("started", func(t *testing.T) { lateInternalError(t, false, 0) })
+	t.Run("adopted", func(t *testing.T) { lateInternalError(t, true, 0) })
+	t.Run("missed", func(t *testing.T) { lateInternalError(t, true, later) })
+}
+
+func lateInternalError(t *testing.T, adopted bool, alone time.Duration) {
 	d, dir := fakeDriver(t, "internal-late", t.TempDir()), t.TempDir()
 	m := vmtest.Start(t, d, autoSpec(t), dir)
 	if m.Info().Accel != vm.AccelKVM || m.Info().AccelNote != "" {
 		t.Errorf("info %+v", m.Info())
+	}
+	if adopted {
+		if err := m.Release(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(alone)
+		var err error
+		if m, err = d.Adopt(t.Context(), dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 	e, err := m.Wait(t.Context())
 	if err != nil || e.State != vm.StateCrashed {

@@ -97,11 +97,15 @@ func (m *machine) socketPath(name string) string {
 	return filepath.Join(m.dir, name)
 }
 
+// closeDir may be called twice: at the machine's end and by Release after it.
 func (m *machine) closeDir() error {
 	if m.dirFD == nil {
 		return nil
 	}
-	return m.dirFD.Close()
+	if err := m.dirFD.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // connect opens the monitor and its events.

@@ -46,6 +46,7 @@ func (m *machine) reconnect() (<-chan qmp.Event, <-chan time.Time) {
 	if m.isReleased() { // meanwhile: Release has closed the old one
 		_ = m.monitor().Close()
 	}
+	m.noteStop() // it may have come when nobody listened
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.events.Events(), nil
@@ -68,9 +69,9 @@ func (m *machine) note(e qmp.Event) {
 	}
 }
 
-// noteStop ends a machine whose virtual CPU cannot go on: QEMU only keeps it
-// for a debugger. One that waits for space on the disk, or was stopped by a
-// person, stays.
+// noteStop looks why the guest stopped, if it has. It ends a machine whose
+// virtual CPU cannot go on: QEMU only keeps it for a debugger. One that waits for
+// space on the disk, or was stopped by a person, stays.
 func (m *machine) noteStop() {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
@@ -94,7 +95,7 @@ func (m *machine) noteStop() {
 func (m *machine) finish(events <-chan qmp.Event) {
 	m.drain(events)
 	m.mu.Lock()
-	m.exit = m.story.exit(m.record.Info.Accel, m.proc.status(), lastWords(m.dir))
+	m.exit = m.story.exit(m.fallsBack(), m.proc.status(), lastWords(m.dir))
 	m.mu.Unlock()
 	if err := m.cleanUp(); err != nil {
 		m.mu.Lock()
@@ -143,8 +144,14 @@ func (m *machine) cleanUp() error {
 	return removeRuntime(m.dir)
 }
 
+// fallsBack says whether a failure of KVM makes the machine's next start take
+// TCG.
+func (m *machine) fallsBack() bool {
+	return m.record.Info.Accel == vm.AccelKVM && m.record.Spec.Accel == vm.AccelAuto
+}
+
 // exit says why the process ended. Words are the last of QEMU's log.
-func (s story) exit(accel vm.Accel, status, words string) vm.Exit {
+func (s story) exit(fallsBack bool, status, words string) vm.Exit {
 	crashed := func(why string) vm.Exit {
 		if words != "" {
 			why += ": " + words
@@ -153,7 +160,7 @@ func (s story) exit(accel vm.Accel, status, words string) vm.Exit {
 	}
 	stopped := func(why string) vm.Exit { return vm.Exit{State: vm.StateStopped, Reason: why} }
 	switch {
-	case s.internal && accel == vm.AccelKVM:
+	case s.internal && fallsBack:
 		return crashed(errInternal.Error() + ": KVM cannot run it on this host; the next start uses TCG")
 	case s.internal:
 		return crashed(errInternal.Error())

@@ -81,6 +81,9 @@ func testStart(t *testing.T, newDriver maker) {
 		t.Errorf("screen after the end: %v", err)
 	}
 	kill(t, m) // again: nothing to do
+	if err := m.Release(); err != nil {
+		t.Errorf("release after the end: %v", err)
+	}
 }
 
 func testAdopt(t *testing.T, newDriver maker) {
@@ -316,6 +319,9 @@ func testLongPath(t *testing.T, newDriver maker) {
 	}
 	Send(t, m, PowerOff)
 	waitExit(t, m, dir)
+	if err := m.Release(); err != nil {
+		t.Errorf("release after the end: %v", err)
+	}
 }
 
 func testCancelled(t *testing.T, newDriver maker) {
