@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/lamina-vm/lamina/internal/api"
@@ -49,6 +50,7 @@ type app struct {
 	// display shows progress on stderr.
 	display *progress.Display
 	quiet   bool
+	warned  sync.Map // what warnings were about
 	// entered: a verb has begun its work; errors before that are of usage.
 	entered bool
 }

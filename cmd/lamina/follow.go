@@ -14,19 +14,18 @@ import (
 // follower shows the events of one operation: a task for each machine, and
 // each warning once.
 type follower struct {
-	a      *app
-	title  string // of the task of events without a machine
-	tasks  map[string]*progress.Task
-	warned map[string]bool
-	order  []string // machines whose guest may run, in the order of their start
-	made   int      // overlays
+	a     *app
+	title string // of the task of events without a machine
+	tasks map[string]*progress.Task
+	order []string // machines whose guest may run, in the order of their start
+	made  int      // overlays
 }
 
 func (a *app) follow(title string) *follower {
 	if filepath.IsAbs(title) {
 		title = filepath.Base(title)
 	}
-	return &follower{a: a, title: title, tasks: map[string]*progress.Task{}, warned: map[string]bool{}}
+	return &follower{a: a, title: title, tasks: map[string]*progress.Task{}}
 }
 
 // steps are the words for the steps of an operation.
@@ -37,9 +36,8 @@ var steps = map[string]string{
 
 // event shows one event. It is a client.EventFunc.
 func (f *follower) event(e api.Event) {
-	if e.Warning != "" && !f.warned[e.Warning] {
-		f.warned[e.Warning] = true
-		f.a.note("lamina: %s%s", prefix(e.Machine), progress.Clean(e.Warning))
+	if e.Warning != "" {
+		f.a.warn(prefix(e.Machine)+e.Warning, e.Warning)
 	}
 	if e.Machine != "" && (e.Step == "start" || e.Step == "boot" || e.Boot != nil) {
 		if !slices.Contains(f.order, e.Machine) {
@@ -123,6 +121,15 @@ func (f *follower) end() {
 		t.Done("")
 	}
 	clear(f.tasks)
+}
+
+// warn says something once, also where many machines have the same: what a
+// warning is about stands before its colon, behind it may stand which and why.
+func (a *app) warn(text, about string) {
+	about, _, _ = strings.Cut(about, ":")
+	if _, again := a.warned.LoadOrStore(about, true); !again {
+		a.note("lamina: %s", progress.Clean(text))
+	}
 }
 
 func prefix(machine string) string {
