@@ -26,3 +26,8 @@ func corruptf(format string, args ...any) error {
 func unsupportedf(format string, args ...any) error {
 	return &stockError{fmt.Sprintf(format, args...), block.ErrUnsupported}
 }
+
+// couldNotRead puts stock's words before err, which it matches.
+func couldNotRead(what string, err error) error {
+	return &stockError{fmt.Sprintf("Could not read %s: %v", what, err), err}
+}

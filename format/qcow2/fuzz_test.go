@@ -88,7 +88,10 @@ func useImage(t *testing.T, b []byte) {
 		p := make([]byte, min(size, 256<<10))
 		for _, off := range []int64{0, size / 2, size - int64(len(p))} {
 			_, _ = img.ReadAt(p, off)
-			for range img.Extents(off, min(size-off, int64(len(p)))) {
+			for _, err := range img.Extents(off, min(size-off, int64(len(p)))) {
+				if err != nil {
+					break
+				}
 			}
 		}
 		if _, err := img.ImageInfo(); err != nil {

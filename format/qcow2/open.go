@@ -103,7 +103,7 @@ func (img *Image) readHead(fileSize int64, opts format.OpenOptions) error {
 	}
 	name := make([]byte, h.backingSize)
 	if _, err := img.file.ReadAt(name, int64(h.backingOffset)); err != nil {
-		return fmt.Errorf("Could not read backing file name: %w", endIsCorrupt(err))
+		return couldNotRead("backing file name", endIsCorrupt(err))
 	}
 	img.backingFile = string(name)
 	return nil
@@ -132,7 +132,7 @@ func moreExtensions(b []byte, start int, end int64) bool {
 func (img *Image) readTables(opts format.OpenOptions) error {
 	b := make([]byte, int64(img.hdr.l1Size)*8)
 	if err := readPadded(img.file, b, int64(img.hdr.l1Offset)); err != nil {
-		return fmt.Errorf("Could not read L1 table: %w", err)
+		return couldNotRead("L1 table", err)
 	}
 	img.l1 = decodeL1(b)
 	if err := img.readSnapshots(); err != nil && !opts.ForCheck {
@@ -148,7 +148,7 @@ func (img *Image) readTables(opts format.OpenOptions) error {
 func (img *Image) readRefTable() error {
 	b := make([]byte, int64(img.hdr.refTableClusters)<<img.g.clusterBits)
 	if err := readPadded(img.file, b, int64(img.hdr.refTableOffset)); err != nil {
-		return fmt.Errorf("Could not read reference count table: %w", err)
+		return couldNotRead("reference count table", err)
 	}
 	img.refs = newRefcounts(decodeRefTable(b), img.g)
 	return nil
@@ -165,7 +165,7 @@ func (img *Image) readSnapshots() error {
 		n = max(min(n, rest), 0)
 		b := make([]byte, n)
 		if err := readPadded(img.file, b, int64(img.hdr.snapshotsOffset)); err != nil {
-			return fmt.Errorf("Could not read snapshots: %w", err)
+			return couldNotRead("snapshots", err)
 		}
 		s, length, err := decodeSnapshots(b, count, img.g)
 		if err == nil {
@@ -225,7 +225,7 @@ func readUpTo(r io.ReaderAt, n int64) ([]byte, error) {
 	b := make([]byte, n)
 	got, err := r.ReadAt(b, 0)
 	if err != nil && err != io.EOF {
-		return nil, fmt.Errorf("Could not read qcow2 header: %w", err)
+		return nil, couldNotRead("qcow2 header", err)
 	}
 	return b[:got], nil
 }
