@@ -86,14 +86,28 @@ func requireHealable(t *testing.T, d *memory.Disk, want []byte) {
 	blocktest.RequireContent(t, n, want)
 }
 
+// corruptions counts what a check finds, as errors, in an image's bytes.
+func corruptions(t *testing.T, d *memory.Disk) int64 {
+	t.Helper()
+	n, err := Driver{}.Open(t.Context(), d.ReadOnly(), format.OpenOptions{ForCheck: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := n.(block.Checker).Check(t.Context(), block.CheckOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.Corruptions + res.CheckErrors
+}
+
 // TestRepairPowerLoss cuts the power at every write of a repair, with what no
-// barrier covered lost, reordered or torn: repairing again heals the image,
-// and its content was right all the time.
+// barrier covered lost, reordered or torn: the image is no worse than before,
+// its content is right all the time, and repairing again heals it.
 func TestRepairPowerLoss(t *testing.T) {
 	r := rand.New(rand.NewPCG(newSeed(t), 6))
 	for name, base := range repairable(t) {
 		t.Run(name, func(t *testing.T) {
-			want := content(t, base)
+			want, before := content(t, base), corruptions(t, base)
 			rec := record.Wrap(base.Clone())
 			if _, err := repair(t, rec); err != nil {
 				t.Fatal(err)
@@ -105,7 +119,11 @@ func TestRepairPowerLoss(t *testing.T) {
 			for n, d := range log.Prefixes(base) {
 				requireHealable(t, d, want)
 				for range 3 {
-					requireHealable(t, log.Crash(base, n, r), want)
+					d := log.Crash(base, n, r)
+					if now := corruptions(t, d); now > before {
+						t.Fatalf("after %d of %d events there are %d corruptions, before the repair %d", n, len(log), now, before)
+					}
+					requireHealable(t, d, want)
 				}
 			}
 		})
