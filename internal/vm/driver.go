@@ -20,7 +20,7 @@ type State string
 
 const (
 	StateRunning State = "running"
-	StatePaused  State = "paused"
+	StatePaused  State = "paused"  // by a person, or until the host's disk has space again
 	StateStopped State = "stopped" // shut down or powered off
 	StateCrashed State = "crashed" // QEMU ended, or stopped the guest, on an error
 )

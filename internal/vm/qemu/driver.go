@@ -42,6 +42,8 @@ type Driver struct {
 	// kvmWatch is how long the first guest under KVM on a host is watched
 	// before the start counts as good, kvmGlance how long every later one.
 	kvmWatch, kvmGlance time.Duration
+	// spacePause is that of the constant, shorter in tests.
+	spacePause time.Duration
 }
 
 // New returns a driver.
@@ -52,6 +54,8 @@ func New(opts Options) *Driver {
 		kvmDevice: kvmDevice,
 		kvmWatch:  2 * time.Second,
 		kvmGlance: 100 * time.Millisecond,
+
+		spacePause: spacePause,
 	}
 }
 
@@ -293,10 +297,8 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	if r.Info.Accel == vm.AccelKVM {
 		m.onKVMFailure = d.adoptedKVMFailed(r.Spec.CPU)
 	}
-	go func() {
-		m.noteStop() // it may have come when nobody listened
-		m.supervise()
-	}()
+	m.spacePause = d.spacePause
+	go m.supervise()
 	return m, nil
 }
 

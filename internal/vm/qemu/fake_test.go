@@ -75,18 +75,22 @@ func fakeQEMU(behaviour string, args []string) int {
 			stop = 600 * time.Millisecond
 		}
 	}
-	return fakeMonitor(stop)
+	why := "internal-error"
+	if behaviour == "disk-full" {
+		stop, why = 0, "io-error"
+	}
+	return fakeMonitor(stop, why)
 }
 
-// fakeMonitor serves QMP, one client after another, until quit. The guest's
-// processor fails so long after the guest was let go.
-func fakeMonitor(stop time.Duration) int {
+// fakeMonitor serves QMP, one client after another, until quit. The guest
+// stops with status why so long after it was let go, each time but the third.
+func fakeMonitor(stop time.Duration, why string) int {
 	l, err := net.Listen("unix", home.QMPSocket)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	f := fakeGuest{status: "prelaunch", stop: stop}
+	f := fakeGuest{status: "prelaunch", stop: stop, why: why}
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -101,6 +105,8 @@ func fakeMonitor(stop time.Duration) int {
 type fakeGuest struct {
 	status string
 	stop   time.Duration
+	why    string
+	conts  int
 	fails  <-chan time.Time
 }
 
@@ -122,7 +128,7 @@ func (f *fakeGuest) serve(conn net.Conn) bool {
 	for {
 		select {
 		case <-f.fails:
-			f.status = "internal-error"
+			f.status = f.why
 			say(`{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "STOP"}`)
 		case c, open := <-commands:
 			if !open {
@@ -132,7 +138,8 @@ func (f *fakeGuest) serve(conn net.Conn) bool {
 			switch c["execute"] {
 			case "cont":
 				f.status = "running"
-				if f.stop >= 0 {
+				f.conts++
+				if f.stop >= 0 && f.conts != 3 {
 					f.fails = time.After(f.stop)
 				}
 			case "query-status":

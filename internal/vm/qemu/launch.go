@@ -135,6 +135,7 @@ func (l launch) once(ctx context.Context, c config, note string, watch time.Dura
 		}
 		return nil, chose, errors.Join(err, removeRuntime(l.dir))
 	}
+	m.spacePause = l.driver.spacePause
 	go m.supervise()
 	return m, chose, nil
 }

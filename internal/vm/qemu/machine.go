@@ -23,7 +23,9 @@ type machine struct {
 	record record   // constant once the machine is handed out
 	proc   *process
 
-	onKVMFailure func(reason string) // may be nil; set before supervise
+	// Both are set before supervise.
+	onKVMFailure func(reason string) // may be nil
+	spacePause   time.Duration
 
 	// ended is closed when the process is gone and its files are removed;
 	// exit is set before. released is closed by Release.
@@ -60,6 +62,7 @@ var errReleased = errors.New("machine was released by this process")
 // Statuses of query-status (RunState in QEMU's qapi/run-state.json).
 const (
 	statusInternalError = "internal-error"
+	statusIOError       = "io-error"
 	statusPrelaunch     = "prelaunch"
 )
 
@@ -190,10 +193,11 @@ func stateOf(status string) vm.State {
 		return vm.StateRunning
 	case "shutdown":
 		return vm.StateStopped
-	case statusInternalError, "io-error", "guest-panicked", "watchdog":
+	case statusInternalError, "guest-panicked", "watchdog":
 		return vm.StateCrashed
 	}
-	return vm.StatePaused // also on its way from or to another host
+	// Also while it waits for space on the host, with which it goes on.
+	return vm.StatePaused
 }
 
 func (m *machine) exitNow() vm.Exit {

@@ -6,35 +6,68 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lamina-vm/lamina/internal/qmp"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
-// reconnectPause is the time between two tries to get a lost monitor back.
-const reconnectPause = time.Second
+const (
+	// reconnectPause is the time between two tries to get a lost monitor back.
+	reconnectPause = time.Second
+	// spacePause is the time between two tries of a write that found no
+	// space on the host.
+	spacePause = 5 * time.Second
+)
 
 // supervise follows the machine until it ends or is released.
 func (m *machine) supervise() {
 	m.mu.Lock()
 	events := m.events.Events()
 	m.mu.Unlock()
-	var again <-chan time.Time
+	var lost, full <-chan time.Time
+	look := func() { // why it stopped, if it has; also when nobody listened
+		full = nil
+		if m.noteStop() {
+			full = time.After(m.spacePause)
+		}
+	}
+	look()
 	for {
 		select {
 		case e, open := <-events:
-			if open {
-				m.note(e)
+			if !open {
+				events, lost = nil, time.After(reconnectPause)
 				continue
 			}
-			events, again = nil, time.After(reconnectPause)
-		case <-again:
-			events, again = m.reconnect()
+			m.note(e)
+			if e.Name == "STOP" {
+				look()
+			}
+		case <-lost:
+			if events, lost = m.reconnect(); events != nil {
+				look()
+			}
+		case <-full:
+			m.tryAgain()
+			look()
 		case <-m.proc.done:
 			m.finish(events)
 			return
 		case <-m.released:
 			return
 		}
+	}
+}
+
+// tryAgain lets a guest go on that waits for space. QEMU repeats the write; if
+// there still is none it stops again.
+func (m *machine) tryAgain() {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	// Whoever stopped it meanwhile for another reason keeps it stopped.
+	if status, err := m.queryStatus(ctx); err == nil && status == statusIOError {
+		_ = m.execute(ctx, "cont", nil, nil) // asked again later
 	}
 }
 
@@ -46,7 +79,6 @@ func (m *machine) reconnect() (<-chan qmp.Event, <-chan time.Time) {
 	if m.isReleased() { // meanwhile: Release has closed the old one
 		_ = m.monitor().Close()
 	}
-	m.noteStop() // it may have come when nobody listened
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.events.Events(), nil
@@ -64,20 +96,18 @@ func (m *machine) note(e qmp.Event) {
 		m.panicked = false
 	}
 	m.mu.Unlock()
-	if e.Name == "STOP" {
-		m.noteStop()
-	}
 }
 
 // noteStop looks why the guest stopped, if it has. It ends a machine whose
-// virtual CPU cannot go on: QEMU only keeps it for a debugger. One that waits for
-// space on the disk, or was stopped by a person, stays.
-func (m *machine) noteStop() {
+// virtual CPU cannot go on: QEMU only keeps it for a debugger. It returns true
+// for one that waits for space on the host's disk (QEMU reports every other
+// error of a disk to the guest). One that a person stopped stays as it is.
+func (m *machine) noteStop() (full bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	status, err := m.queryStatus(ctx)
 	if err != nil || status != statusInternalError {
-		return // without an answer the process is ending
+		return err == nil && status == statusIOError // without an answer it is ending
 	}
 	m.mu.Lock()
 	m.internal = true
@@ -87,8 +117,9 @@ func (m *machine) noteStop() {
 	}
 	if !m.quit(ctx) {
 		// Nothing more can be done where even that fails; Kill tries again.
-		_ = m.proc.signal(9)
+		_ = m.proc.signal(unix.SIGKILL)
 	}
+	return false
 }
 
 // finish closes the story of a process that has ended.
@@ -119,9 +150,7 @@ func (m *machine) drain(events <-chan qmp.Event) {
 			if !open {
 				return
 			}
-			if e.Name != "STOP" { // there is nobody left to ask why
-				m.note(e)
-			}
+			m.note(e)
 		case <-timeout:
 			return
 		}

@@ -66,3 +66,30 @@ func TestStopped(t *testing.T) {
 		}
 	}
 }
+
+// TestDiskFull: a guest that finds no space on the host waits, and goes on by
+// itself when there is some.
+func TestDiskFull(t *testing.T) {
+	d, dir := fakeDriver(t, "disk-full", ""), t.TempDir()
+	d.spacePause = 300 * time.Millisecond
+	m := vmtest.Start(t, d, vmtest.Spec(t), dir)
+	var states []vm.State
+	deadline := time.Now().Add(30 * time.Second)
+	for len(states) < 2 || states[len(states)-1] != vm.StateRunning {
+		s, err := m.State(t.Context())
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("states %v, %v", states, err)
+		}
+		// What is seen before it stops for the first time does not count.
+		if len(states) == 0 && s == vm.StateRunning {
+			continue
+		}
+		if len(states) == 0 || states[len(states)-1] != s {
+			states = append(states, s)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if states[0] != vm.StatePaused {
+		t.Errorf("states %v", states)
+	}
+}
