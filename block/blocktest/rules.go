@@ -174,7 +174,8 @@ func testNotRetained(t *testing.T, s Suite) {
 	}
 	clear(got)
 	RequireContent(t, n, want)
-	s.finish(t, n)
+	s.finish(t, n) // writes what was held back
+	RequireContent(t, n, want)
 }
 
 func testExtents(t *testing.T, s Suite) {
