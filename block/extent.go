@@ -47,11 +47,11 @@ type Extent struct {
 	Depth int
 	// HostOffset is the offset of Start in the file of that layer, or
 	// NoHostOffset. Data always has one in an image whose bytes lie in a
-	// file as they are; Zero has one where space is preallocated behind it;
-	// Compressed has none.
+	// file as they are; Zero has one where space is preallocated behind it,
+	// and where it is a hole of a plain file; Compressed has none.
 	HostOffset int64
 	// ReadsZero says of Data that the layer's own file has a hole there, so
-	// that it reads as zeros all the same (metadata preallocation, raw).
+	// that it reads as zeros all the same (metadata preallocation).
 	ReadsZero bool
 	// File is the node whose bytes HostOffset counts in: nil means the
 	// layer's own image file (a qcow2 external data file is not).

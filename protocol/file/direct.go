@@ -1,6 +1,7 @@
 package file
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -141,7 +142,9 @@ func (d *directIO) writeBounced(p []byte, off int64) (int, error) {
 
 func (d *directIO) readBlock(b []byte, off int64) error {
 	n, err := d.f.ReadAt(b, off)
-	if err == io.EOF {
+	// Behind a short block at the end some file systems say EINVAL instead of
+	// the end, because what is left is not aligned.
+	if err == io.EOF || n > 0 && errors.Is(err, unix.EINVAL) {
 		clear(b[n:])
 		return nil
 	}
