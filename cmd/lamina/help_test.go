@@ -95,6 +95,42 @@ func checkExamples(t *testing.T, root *cobra.Command, text string) {
 	}
 }
 
+// TestDocuments: every command line of lamina in the README and under docs
+// names a verb and options that exist.
+func TestDocuments(t *testing.T) {
+	root := testRoot(t)
+	files, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, f := range append(files, "../../README.md", "../../CONTRIBUTING.md") {
+		b, err := os.ReadFile(f)
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.SplitSeq(string(b), "\n") {
+			// A command line stands in a block of code, alone or behind a prompt.
+			code := strings.TrimPrefix(strings.TrimSpace(line), "$ ")
+			if !strings.HasPrefix(code, "lamina ") || !strings.HasPrefix(line, "    ") && !strings.HasPrefix(line, "$ ") {
+				continue
+			}
+			code, _, _ = strings.Cut(code, "  ") // what follows is a remark
+			code, _, _ = strings.Cut(code, " #")
+			for one := range strings.SplitSeq(code, " ; ") {
+				found++
+				checkExamples(t, root, one)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no command line of lamina in any document")
+	}
+}
+
 // TestEveryDataVerbHasJSON: what prints data prints it as JSON too.
 func TestEveryDataVerbHasJSON(t *testing.T) {
 	root := testRoot(t)

@@ -20,13 +20,20 @@ import (
 const patience = 90 * time.Second
 
 // dialog attaches a terminal to the console of a machine as a person does,
-// logs in, asks for the host name, leaves with Ctrl-], and requires that the
-// terminal is as it was before: dialog NAME.
+// logs in, asks for the host name, and leaves with Ctrl-]; then once more, and
+// is ended by a signal. The terminal must be as it was before: dialog NAME.
 func dialog(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: dialog NAME")
 	}
 	name := args[0]
+	attached(ts, name, func(t *terminal, _ *os.Process) { converse(ts, t, name) })
+	attached(ts, name, func(_ *terminal, p *os.Process) { ts.Check(p.Signal(syscall.SIGTERM)) })
+}
+
+// attached runs lamina console on a terminal and calls talk, after which it
+// must end and leave the terminal as it was.
+func attached(ts *testscript.TestScript, name string, talk func(*terminal, *os.Process)) {
 	t, err := openTerminal()
 	ts.Check(err)
 	defer t.close()
@@ -39,10 +46,29 @@ func dialog(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = t.slave, t.slave, t.slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	ts.Check(cmd.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // status 1 where a signal ended it
+		close(ended)
+	}()
 	ts.Check(t.expect("leave with Ctrl-]"))
+	ts.Check(t.awaitRaw(before))
+	talk(t, cmd.Process)
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		_ = cmd.Process.Kill()
+		ts.Fatalf("the console did not end:\n%s", t.text())
+	}
+	after, err := t.mode()
+	ts.Check(err)
+	if after != before {
+		ts.Fatalf("the terminal is not as it was: %+v, before %+v", after, before)
+	}
+}
+
+// converse logs in, asks for the host name, logs out and leaves.
+func converse(ts *testscript.TestScript, t *terminal, name string) {
 	for _, step := range []struct{ send, expect string }{
 		{"\r", name + " login:"},
 		{guestimage.User + "\r", "assword:"},
@@ -53,22 +79,7 @@ func dialog(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(t.send(step.send))
 		ts.Check(t.expect(step.expect))
 	}
-	if raw, err := t.mode(); err != nil || raw == before {
-		ts.Fatalf("the terminal was not raw while the console was attached (%v)", err)
-	}
 	ts.Check(t.send("\x1d"))
-	select {
-	case err := <-ended:
-		ts.Check(err)
-	case <-time.After(patience):
-		_ = cmd.Process.Kill()
-		ts.Fatalf("Ctrl-] did not end the console:\n%s", t.text())
-	}
-	after, err := t.mode()
-	ts.Check(err)
-	if after != before {
-		ts.Fatalf("the terminal is not as it was: %+v, before %+v", after, before)
-	}
 }
 
 // terminal is a pseudo-terminal, seen from the person's side.
@@ -154,6 +165,18 @@ func (t *terminal) expect(want string) error {
 func (t *terminal) send(s string) error {
 	_, err := t.master.WriteString(s)
 	return err
+}
+
+// awaitRaw waits until the terminal has other settings than before.
+func (t *terminal) awaitRaw(before unix.Termios) error {
+	for range 1000 {
+		m, err := t.mode()
+		if err != nil || m != before {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("the terminal was not raw while the console was attached:\n%s", t.text())
 }
 
 // mode returns the terminal's settings.
