@@ -31,7 +31,7 @@ type CheckReport struct {
 
 // ErrNoCheck is for a format without metadata to check. It matches
 // [block.ErrUnsupported].
-var ErrNoCheck = fmt.Errorf("this image format does not support checks: %w", block.ErrUnsupported)
+const ErrNoCheck = unsupported("check of an image of this format")
 
 // ErrCheckFailed is for a check that could not look at everything.
 var ErrCheckFailed = errors.New("check failed")

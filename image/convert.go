@@ -70,11 +70,16 @@ type Snapshot struct {
 // Errors of [Convert].
 var (
 	ErrTargetTooSmall = errors.New("output file is smaller than input file")
-	ErrNoCompression  = fmt.Errorf("format does not store compressed data: %w", block.ErrUnsupported)
 	ErrSourceIsTarget = errors.New("source and target are the same file")
 	ErrNoSnapshot     = errors.New("no such snapshot")
+)
+
+// Errors of [Convert] that match [block.ErrUnsupported].
+const (
+	// ErrNoCompression: the target's format does not store compressed data.
+	ErrNoCompression = unsupported("compressed data in an image of this format")
 	// ErrSnapshotFormat: the source's format has no snapshots.
-	ErrSnapshotFormat = fmt.Errorf("format has no internal snapshots: %w", block.ErrUnsupported)
+	ErrSnapshotFormat = unsupported("an internal snapshot of an image of this format")
 )
 
 // CopyError says where in the disk a conversion stopped.

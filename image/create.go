@@ -269,8 +269,9 @@ type OverlayOptions struct {
 }
 
 // Overlay makes a new, empty qcow2 overlay. It fails with an error that
-// matches fs.ErrExist where there is a file of that name. It is the quick
-// way for a store: with Size given, the base is not touched.
+// matches fs.ErrExist where there is a file of that name; two calls for one
+// name at the same time are the caller's to keep apart. It is the quick way
+// for a store: with Size given, the base is not touched.
 func Overlay(ctx context.Context, path string, opts OverlayOptions) error {
 	if opts.BaseFormat == "" {
 		return &NoBackingFormatError{}

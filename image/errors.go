@@ -7,6 +7,13 @@ import (
 	"github.com/lamina-vm/lamina/internal/partition"
 )
 
+// unsupported is a sentinel that matches [block.ErrUnsupported]. Being a plain
+// string, it costs nothing when a program starts.
+type unsupported string
+
+func (e unsupported) Error() string        { return string(e) + ": not supported" }
+func (e unsupported) Is(target error) bool { return target == block.ErrUnsupported }
+
 // OpenError says which image could not be opened.
 type OpenError struct {
 	Name string // as the user gave it
