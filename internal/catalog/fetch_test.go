@@ -322,16 +322,12 @@ func TestChangedUnderTheSameURL(t *testing.T) {
 		t.Errorf("URL: %+v", res)
 	}
 	// Changed between two attempts of one download.
-	p.set(func() {
-		p.set(func() { p.cut = 100_000 })
-		onImage := func() {
-			if p.count("GET /x.img bytes=") == 1 {
-				replace(4, `"four"`)
-			}
+	onImage := func() {
+		if p.count("GET /x.img bytes=") == 1 {
+			replace(4, `"four"`)
 		}
-		p.set(func() { p.onImage = onImage })
-	})
-	p.set(func() { p.log = nil })
+	}
+	p.set(func() { p.cut, p.onImage, p.log = 100_000, onImage, nil })
 	res, err := other.Fetch(t.Context(), u, Options{Force: true}, nil)
 	if err != nil {
 		t.Fatal(err)
