@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
@@ -194,11 +195,23 @@ func (c *Client) broken(ctx context.Context, what string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = errors.New("the daemon ended in the middle of its answer; its log may say why: " + c.home.DaemonLog())
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			err = endedError{log: c.home.DaemonLog()}
+			break
+		}
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
+
+// endedError: the daemon ended before it had answered. It is an ErrNoDaemon.
+type endedError struct{ log string }
+
+func (e endedError) Error() string {
+	return "the daemon ended in the middle of its answer; its log may say why: " + e.log
+}
+
+func (e endedError) Is(target error) bool { return target == ErrNoDaemon }
 
 // get fetches a value.
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {

@@ -26,7 +26,8 @@ const startTimeout = 30 * time.Second
 // maxSocketPath is the longest path that a unix socket can have on Linux.
 const maxSocketPath = 107
 
-// ErrNoDaemon is wrapped by the errors of a client whose daemon does not run.
+// ErrNoDaemon is wrapped by the errors of a client whose daemon does not run,
+// or ended before it had answered.
 var ErrNoDaemon = errors.New("laminad does not run")
 
 // Connect returns a client of the daemon of h. Where none runs it starts

@@ -202,6 +202,36 @@ func TestConnectWaitsForTheLockOnlyAsLongAsAsked(t *testing.T) {
 	}
 }
 
+// TestConnectToADyingDaemon: the socket of a daemon that is being killed takes
+// a connection and ends it; that is no daemon, and a new one is started.
+func TestConnectToADyingDaemon(t *testing.T) {
+	h := daemonHome(t, "current")
+	if err := os.MkdirAll(h.Run, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", h.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range 2 {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+		_ = l.Close() // removes the socket
+	}()
+	c, err := Connect(t.Context(), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Version(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPermissionDenied(t *testing.T) {
 	c := New(home.At("/srv/other"))
 	err := c.dialError(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)})
