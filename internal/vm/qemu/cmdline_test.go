@@ -30,7 +30,7 @@ func TestCommandLine(t *testing.T) {
 		"-nodefaults", "-no-user-config",
 		"-machine q35,vmport=off,dump-guest-core=off",
 		"-accel tcg,thread=multi,tb-size=128",
-		"-cpu max,la57=off", "-smp 2", "-m 1024M",
+		"-cpu max", "-smp 2", "-m 1024M",
 		"-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-pidfile qemu.pid", "-S",
 		"-chardev socket,id=qmp,path=qmp.sock,server=on,wait=off",
@@ -74,8 +74,8 @@ func TestAccelAndCPU(t *testing.T) {
 		wantCPU, wantA string
 	}{
 		{vm.AccelKVM, "", "host", "kvm"},
-		{vm.AccelTCG, "", "max,la57=off", "tcg,thread=multi,tb-size=128"},
-		{vm.AccelTCG, "host", "max,la57=off", "tcg,thread=multi,tb-size=128"},
+		{vm.AccelTCG, "", "max", "tcg,thread=multi,tb-size=128"},
+		{vm.AccelTCG, "host", "max", "tcg,thread=multi,tb-size=128"},
 		{vm.AccelKVM, "Nehalem", "Nehalem", "kvm"},
 		{vm.AccelTCG, "qemu64,+ssse3", "qemu64,+ssse3", "tcg,thread=multi,tb-size=128"},
 	} {
