@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // The limits of a machine.
@@ -77,18 +78,24 @@ func (s Spec) Validate() error {
 	return &InvalidError{Name: s.Name, Problems: f}
 }
 
+// The patterns are compiled when they are first needed: the command links this
+// package and should start at once.
 var (
-	validName   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	validUUID   = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
-	validCPU    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*(,[+-]?[A-Za-z0-9][A-Za-z0-9._-]*(=[A-Za-z0-9._-]+)?)*$`)
-	validSerial = regexp.MustCompile(`^[A-Za-z0-9_.+-]{0,20}$`)
+	validName   = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	validUUID   = pattern(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+	validCPU    = pattern(`^[A-Za-z0-9][A-Za-z0-9._+-]*(,[+-]?[A-Za-z0-9][A-Za-z0-9._-]*(=[A-Za-z0-9._-]+)?)*$`)
+	validSerial = pattern(`^[A-Za-z0-9_.+-]{0,20}$`)
 )
 
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
 func (s Spec) validateMachine(f *findings) {
-	if !validName.MatchString(s.Name) {
+	if !validName().MatchString(s.Name) {
 		f.add("name", fmt.Sprintf("%q is not a machine name", s.Name), "use 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit")
 	}
-	if !validUUID.MatchString(s.UUID) {
+	if !validUUID().MatchString(s.UUID) {
 		f.add("uuid", fmt.Sprintf("%q is not a UUID in lower case", s.UUID), "leave it out to have one made")
 	}
 	if s.CPUs < 1 || s.CPUs > MaxCPUs {
@@ -105,7 +112,7 @@ func (s Spec) validateMachine(f *findings) {
 	if s.Accel != AccelAuto && s.Accel != AccelKVM && s.Accel != AccelTCG {
 		f.add("accel", fmt.Sprintf("unknown accelerator %q", s.Accel), "use auto, kvm or tcg")
 	}
-	if s.CPU != "" && !validCPU.MatchString(s.CPU) {
+	if s.CPU != "" && !validCPU().MatchString(s.CPU) {
 		f.add("cpu", fmt.Sprintf("%q is not a CPU model", s.CPU), "use a name that `qemu-system-x86_64 -cpu help` lists")
 	}
 	if s.CPU == "host" && s.Accel == AccelTCG {
@@ -186,7 +193,7 @@ func (d Disk) validate(f *findings, field string) {
 	case d.Device == DeviceDisk && d.ReadOnly && (d.Bus == BusIDE || d.Bus == BusSATA):
 		f.add(field+".readOnly", fmt.Sprintf("a disk on %s cannot be read-only", d.Bus), "use virtio or virtio-scsi, or make it a cdrom")
 	}
-	if !validSerial.MatchString(d.Serial) {
+	if !validSerial().MatchString(d.Serial) {
 		f.add(field+".serial", fmt.Sprintf("%q", d.Serial), fmt.Sprintf("use up to %d letters, digits, '_', '.', '+' or '-'", maxSerial))
 	}
 	if d.BootIndex < 0 {
@@ -239,7 +246,7 @@ func (s Spec) validateSlots(f *findings) {
 	}
 }
 
-// NICModels are the network cards that a machine may have.
+// nicModels are the network cards that a machine may have.
 var nicModels = []string{"virtio-net-pci", "e1000", "e1000e", "rtl8139", "ne2k_pci", "pcnet", "vmxnet3"}
 
 func (s Spec) validateNICs(f *findings) {
