@@ -457,11 +457,22 @@ func (c *conversion) writeCompressed(ctx context.Context, p []byte, off int64) e
 					return err
 				}
 			}
+		case n < size && off+n < c.dst.Size():
+			// The copy ends inside a cluster of a larger target.
+			if err := c.writeData(ctx, p[:n], off); err != nil {
+				return err
+			}
 		default:
 			if err := c.throttle(ctx, n); err != nil {
 				return err
 			}
-			if err := c.comp.WriteCompressed(p[:n], off); err != nil {
+			err := c.comp.WriteCompressed(p[:n], off)
+			if errors.Is(err, block.ErrUnsupported) && c.opts.NoCreate {
+				// An existing target has a cluster there, which can only be
+				// written as it is.
+				_, err = c.dst.WriteAt(p[:n], off)
+			}
+			if err != nil {
 				return &CopyError{Writing: true, Offset: off, Err: err}
 			}
 		}

@@ -2,6 +2,7 @@ package image_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -271,6 +272,31 @@ func TestConvertWays(t *testing.T) {
 		if o.Format == "qcow2" {
 			qemutest.RequireClean(t, out)
 			qemutest.RequireSame(t, "qcow2", src, "qcow2", out)
+		}
+	}
+}
+
+// TestConvertIntoLarger: what a larger target holds behind the copy is kept.
+func TestConvertIntoLarger(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	if err := os.WriteFile(src, bytes.Repeat([]byte{5}, 100*kib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []image.ConvertOptions{{}, {Format: "qcow2"}, {Format: "qcow2", Compress: true}, {NoSparse: true}} {
+		out := filepath.Join(dir, "out")
+		format := cmp.Or(o.Format, "raw")
+		stock(t, "-f", format, out, "1M")
+		qemutest.IO(t, format, out, "write -P 7 0 1M")
+		want := content(t, out, format)
+		copy(want, bytes.Repeat([]byte{5}, 100*kib))
+		o.NoCreate, o.SourceFormat = true, "raw"
+		if err := image.Convert(t.Context(), []string{src}, out, o); err != nil {
+			t.Errorf("%+v: %v", o, err)
+			continue
+		}
+		if !bytes.Equal(content(t, out, format), want) {
+			t.Errorf("%+v: content differs", o)
 		}
 	}
 }

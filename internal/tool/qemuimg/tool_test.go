@@ -169,7 +169,7 @@ func TestOutputGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer full.Close()
+	defer func() { _ = full.Close() }()
 	var stderr bytes.Buffer
 	if status := Main("qemu-img", []string{"--help"}, nil, full, &stderr); status != 1 || !strings.Contains(stderr.String(), "standard output") {
 		t.Errorf("status %d, %s", status, stderr.String())
