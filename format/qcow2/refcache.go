@@ -70,11 +70,7 @@ func (img *Image) refBlockAt(i int64) (*refBlock, error) {
 	if err := readPadded(img.file, b.data, int64(b.host)); err != nil {
 		return nil, err
 	}
-	for k := range img.g.refBlockEntries() {
-		if getRefcount(b.data, img.g.refcountOrder, k) == 0 {
-			b.free++
-		}
-	}
+	b.free = countFree(b.data, img.g.refcountOrder)
 	img.putRefBlock(i, b)
 	return b, nil
 }

@@ -1,6 +1,9 @@
 package qcow2
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // A refTableEntry is an entry of the refcount table: the host offset of a
 // refcount block, whose bits 0-8 are reserved, or 0 if every refcount of the
@@ -78,3 +81,27 @@ func setRefcount(b []byte, order uint, i int64, v uint64) {
 
 // refcountByte returns the byte of a block that holds the i-th refcount.
 func refcountByte(order uint, i int64) int64 { return i << order >> 3 }
+
+// countFree returns how many refcounts of a block are 0. Most of a block is
+// all zeros or none, so it looks at eight bytes at a time.
+func countFree(b []byte, order uint) int64 {
+	free := int64(0)
+	perWord := int64(64) >> order
+	for i := 0; i < len(b); i += 8 {
+		word := binary.BigEndian.Uint64(b[i:])
+		switch {
+		case word == 0:
+			free += perWord
+		case order == 0:
+			free += perWord - int64(bits.OnesCount64(word))
+		default:
+			first := int64(i) * 8 >> order
+			for k := range perWord {
+				if getRefcount(b, order, first+k) == 0 {
+					free++
+				}
+			}
+		}
+	}
+	return free
+}
