@@ -108,8 +108,9 @@ func escapeGlob(s string) string {
 // wordPrefix is the program's name before its messages.
 var wordPrefix = regexp.MustCompile(`^qemu[-a-z0-9_]*: (error: )?`)
 
-// lastWords returns the last lines of QEMU's log as one, without warnings
-// unless there is nothing else, "" for an empty log.
+// lastWords returns the last lines of QEMU's log as one, "" for an empty log.
+// Warnings, and the lines of QEMU's source that gave up, are left out unless
+// there is nothing else.
 func lastWords(dir string) string {
 	f, err := os.Open(filepath.Join(dir, home.QEMULogFile))
 	if err != nil {
@@ -132,7 +133,7 @@ func lastWords(dir string) string {
 		line = wordPrefix.ReplaceAllString(line, "")
 		switch {
 		case line == "" || strings.HasPrefix(line, logMark):
-		case strings.HasPrefix(line, "warning: "):
+		case strings.HasPrefix(line, "warning: "), strings.Contains(line, "Assertion `"):
 			warnings = append(warnings, line)
 		default:
 			words = append(words, line)
