@@ -161,9 +161,7 @@ func (a *analyser) line(src *source, line string) {
 		}
 	}
 	a.restarted(src, line)
-	if stage > a.stage {
-		a.reach(src, stage, line)
-	}
+	a.seenBy(src, stage, line)
 	if r == nil || r.mode != wait {
 		a.progress(src, r, line)
 	}
@@ -218,6 +216,17 @@ func (a *analyser) progress(src *source, r *rule, line string) {
 	}
 }
 
+// seenBy raises the stage. What both consoles show counts as the serial
+// port's, whichever was read first: that is the one a person can type to.
+func (a *analyser) seenBy(src *source, s Stage, line string) {
+	switch {
+	case s > a.stage:
+		a.reach(src, s, line)
+	case s == a.stage && s != StageNone && src == &a.serial:
+		a.via = src.via
+	}
+}
+
 func (a *analyser) reach(src *source, s Stage, line string) {
 	a.stage, a.via = s, src.via
 	if a.waiting != nil && s > a.waiting.rule.stage {
@@ -262,9 +271,7 @@ func (a *analyser) prompt(src *source, line string) {
 	if r == nil {
 		return
 	}
-	if r.stage > a.stage {
-		a.reach(src, r.stage, line)
-	}
+	a.seenBy(src, r.stage, line)
 	if a.asking == nil {
 		a.asking = a.sooner(nil, r, src)
 	}

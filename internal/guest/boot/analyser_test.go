@@ -121,6 +121,31 @@ func TestScreenGivesWayToSerial(t *testing.T) {
 	}
 }
 
+// What both consoles show counts as the serial port's.
+func TestSameStageOnBoth(t *testing.T) {
+	a := newAnalyser(Options{})
+	a.show(time.Second, []string{"SYSLINUX 6.04", "boot:"})
+	a.write(2*time.Second, []byte("SYSLINUX 6.04\r\nboot: "))
+	r := until(a, 2*time.Second, time.Minute)
+	if r == nil || r.Problem == nil || r.Problem.Kind != KindLoader || r.Via != "serial" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A screen cuts lines at its width; half an address is none.
+func TestAskedURL(t *testing.T) {
+	for line, want := range map[string]string{
+		"url_helper.py[WARNING]: Calling 'http://169.254.169.254/x' failed [0/120s]": "http://169.254.169.254/x",
+		"url_helper.py[WARNING]: Calling 'http://169.254.169.25":                     "",
+		"checking http://169.254.169.254/2009-04-04/instance-id":                     "http://169.254.169.254/2009-04-04/instance-id",
+		"checking http://169.254.169":                                                "",
+	} {
+		if got := askedURL(line); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}
+
 func TestLoginPrompts(t *testing.T) {
 	for line, want := range map[string]bool{
 		"web login:": true, "localhost login:": true, "(none) login:": true, "login:": true,

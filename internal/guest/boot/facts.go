@@ -23,8 +23,8 @@ func (f *facts) learn(line string) {
 	if _, rest, ok := strings.Cut(line, "start job is running for "); ok {
 		f.job, _, _ = strings.Cut(rest, " (")
 	}
-	if i := strings.Index(line, "http://"); i >= 0 && (strings.Contains(line, "169.254.169.254") || strings.Contains(line, "Calling '")) {
-		f.asked = strings.TrimRight(strings.FieldsFunc(line[i:], func(r rune) bool { return strings.ContainsRune(" '\"", r) })[0], ",;)")
+	if u := askedURL(line); u != "" {
+		f.asked = u
 	}
 	for _, w := range []string{"reboot: Power down", "reboot: Restarting system", "reboot: System halted", "Powering off", "System halted", "Rebooting."} {
 		if strings.Contains(line, w) {
@@ -40,6 +40,27 @@ func (f *facts) learn(line string) {
 		f.loader = line
 	}
 	f.rescue = f.rescue || strings.Contains(line, "Entering rescue mode")
+}
+
+// askedURL is the address of the metadata service that a line speaks of. The
+// screen cuts lines at its width: half an address is none.
+func askedURL(line string) string {
+	if _, rest, ok := strings.Cut(line, "Calling 'http"); ok {
+		u, _, whole := strings.Cut(rest, "'")
+		if !whole {
+			return ""
+		}
+		return "http" + u
+	}
+	i := strings.Index(line, "http://169.254.169.254")
+	if i < 0 {
+		return ""
+	}
+	end := strings.IndexAny(line[i:], " '\",;)")
+	if end < 0 {
+		return line[i:]
+	}
+	return line[i : i+end]
 }
 
 func (f *facts) learnKernel(line string) {
