@@ -80,8 +80,12 @@ func (r rule) binds(pkg string) bool {
 	return matches(r.from, pkg, true) && !matchesAny(r.except, pkg, true)
 }
 
-// forbids reports whether the rule's room may not import path.
-func (r rule) forbids(path string) bool {
+// forbids reports whether room from may not import path. A room may always
+// import what lies below its own folder.
+func (r rule) forbids(from, path string) bool {
 	pkg, ours := strings.CutPrefix(path, module)
+	if ours && strings.HasPrefix(pkg, from+"/") && r.from != "..." {
+		return false
+	}
 	return matchesAny(r.deny, pkg, ours) && !matchesAny(r.allow, pkg, ours)
 }

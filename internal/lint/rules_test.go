@@ -52,7 +52,7 @@ func TestImportRules(t *testing.T) {
 				imports = p.Deps
 			}
 			for _, imp := range imports {
-				if r.forbids(imp) {
+				if r.forbids(room, imp) {
 					t.Errorf("%s imports %s: %s", room, strings.TrimPrefix(imp, module), r.reason)
 				}
 			}
@@ -80,7 +80,7 @@ func TestRulesForbid(t *testing.T) {
 	} {
 		found := false
 		for _, r := range rules {
-			found = found || r.binds(c.from) && r.forbids(c.imp)
+			found = found || r.binds(c.from) && r.forbids(c.from, c.imp)
 		}
 		if !found {
 			t.Errorf("no rule keeps %s from importing %s", c.from, c.imp)
