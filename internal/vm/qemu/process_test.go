@@ -72,6 +72,16 @@ func runStarter(t *testing.T, binary string, r startRequest, cred *syscall.Crede
 	return cmd, bufio.NewReader(out)
 }
 
+// noStrays ends what a failed test leaves running in dir.
+func noStrays(t *testing.T, dir, uuid string) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := killStray(context.Background(), dir, uuid); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // readInfo reads what a starter says.
 func readInfo(t *testing.T, r *bufio.Reader) vm.RunInfo {
 	t.Helper()
@@ -89,8 +99,9 @@ func readInfo(t *testing.T, r *bufio.Reader) vm.RunInfo {
 // TestSurvivesStarter: the machine runs on when the process that started it is
 // killed, and another one adopts it.
 func TestSurvivesStarter(t *testing.T) {
-	dir := t.TempDir()
-	cmd, out := runStarter(t, os.Args[0], startRequest{Spec: vmtest.Spec(t), Dir: dir}, nil)
+	dir, spec := t.TempDir(), vmtest.Spec(t).WithDefaults()
+	noStrays(t, dir, spec.UUID)
+	cmd, out := runStarter(t, os.Args[0], startRequest{Spec: spec, Dir: dir}, nil)
 	info := readInfo(t, out)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -123,6 +134,7 @@ func TestKilledStart(t *testing.T) {
 	d := New(Options{})
 	for i := range 12 {
 		dir := t.TempDir()
+		noStrays(t, dir, spec.UUID)
 		cmd, _ := runStarter(t, os.Args[0], startRequest{Spec: spec, Dir: dir}, nil)
 		time.Sleep(time.Duration(i) * 10 * time.Millisecond)
 		if err := cmd.Process.Kill(); err != nil {
@@ -152,13 +164,14 @@ func TestKilledStart(t *testing.T) {
 
 // TestOrdinaryUser starts a machine as a user without access to /dev/kvm.
 func TestOrdinaryUser(t *testing.T) {
-	spec := vmtest.Spec(t)
+	spec := vmtest.Spec(t).WithDefaults()
 	spec.Accel = vm.AccelAuto
 	dir, err := os.MkdirTemp("", "lamina-user")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	noStrays(t, filepath.Join(dir, "m"), spec.UUID)
 	disk := filepath.Join(dir, "guest.raw")
 	if err := os.Rename(spec.Disks[0].Path, disk); err != nil {
 		t.Fatal(err)
