@@ -34,7 +34,7 @@ func decompress(ctx context.Context, from, to, ending string, limit int64, repor
 	if err != nil {
 		return 0, err
 	}
-	defer in.Close()
+	defer func() { _ = in.Close() }()
 	r, err := decompressor(bufio.NewReaderSize(in, 1<<20), strings.ToLower(ending))
 	if err != nil {
 		return 0, err

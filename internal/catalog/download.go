@@ -225,7 +225,7 @@ func (t *transfer) attempt(ctx context.Context) error {
 	if err != nil {
 		return because(ctx, err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if err := t.accept(res); err != nil {
 		return err
 	}

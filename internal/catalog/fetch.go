@@ -185,7 +185,7 @@ func sumFile(ctx context.Context, path, algo string, r *reporter) (map[string]st
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	total := int64(0)
 	if st, err := f.Stat(); err == nil {
 		total = st.Size()

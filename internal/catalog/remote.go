@@ -92,7 +92,7 @@ func (f *Fetcher) unchanged(ctx context.Context, src source, m *meta) (bool, err
 	if err != nil {
 		return false, err
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	switch res.StatusCode {
 	case http.StatusNotModified:
 		return true, nil
@@ -170,7 +170,7 @@ func (f *Fetcher) small(ctx context.Context, at string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode != http.StatusOK {
 		return nil, newStatusError(at, res)
 	}

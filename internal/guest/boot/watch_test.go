@@ -110,7 +110,7 @@ func TestFollow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	var want strings.Builder
 	wrote := make(chan error, 1)
 	go func() {
@@ -184,7 +184,7 @@ func TestFollowStops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if _, err := f.Read(buf); err != nil {
 		t.Fatal(err)
 	}
