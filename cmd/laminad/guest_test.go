@@ -43,11 +43,6 @@ func TestGuest(t *testing.T) {
 	for _, m := range list {
 		t.Logf("%s: %d bytes on disk, %s", m.Name, m.DiskSize, m.State)
 	}
-	t.Cleanup(func() { // gone already, as a rule
-		for _, m := range list {
-			_ = client.New(h).Remove(t.Context(), m.Name, true)
-		}
-	})
 	if _, err := c.Start(ctx, "w-1", api.StartRequest{NoWait: true}, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -116,11 +117,39 @@ func newHome(t *testing.T) home.Home {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		endMachines(t, home.At(dir))
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
 	})
 	return home.At(dir)
+}
+
+// endMachines ends what a failed test left running: machines survive their
+// daemon.
+func endMachines(t *testing.T, h home.Home) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(h.Machines(), "*", home.PIDFile))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		// Only a process that works in the machine's folder is the machine's.
+		if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && cwd == filepath.Dir(f) {
+			t.Errorf("left running: %s", cwd)
+			_ = syscall.Kill(pid, syscall.SIGKILL) // has just ended by itself
+		}
+	}
 }
 
 func TestSecondDaemon(t *testing.T) {
@@ -213,7 +242,6 @@ func TestMachineSurvives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Remove(context.Background(), "m", true) }) // is gone, as a rule
 	pid := m.Run.PID
 	for _, sig := range []os.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		p.end(t, sig)
