@@ -207,9 +207,11 @@ func (g *Guest) dial() (*ssh.Client, error) {
 	// QEMU accepts before the guest does: the handshake needs a limit too.
 	_ = conn.SetDeadline(time.Now().Add(handshake))
 	c, chans, reqs, err := ssh.NewClientConn(conn, addr, &ssh.ClientConfig{
-		User:            g.user,
-		Auth:            []ssh.AuthMethod{ssh.PublicKeys(g.signer)},
-		HostKeyCallback: ssh.InsecureIgnoreHostKey(), // the guest made its key just now
+		User: g.user,
+		Auth: []ssh.AuthMethod{ssh.PublicKeys(g.signer)},
+		// What both guests have.
+		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
+		HostKeyCallback:   ssh.InsecureIgnoreHostKey(), // the guest made its key just now
 	})
 	if err != nil {
 		_ = conn.Close()
