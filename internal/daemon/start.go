@@ -188,7 +188,7 @@ func (m *machine) watchFrom(ctx context.Context, r *run, skip int64, o boot.Opti
 		return boot.Result{}, err
 	}
 	spec := m.rec.Spec
-	o.Hints = boot.Hints{DiskBus: string(spec.Disks[0].Bus), HasSeed: len(spec.Disks) > 1, TCG: r.vm.Info().Accel == vm.AccelTCG}
+	o.Hints = boot.Hints{Name: m.name, DiskBus: string(spec.Disks[0].Bus), HasSeed: len(spec.Disks) > 1, TCG: r.vm.Info().Accel == vm.AccelTCG}
 	o.OnEvent = func(e boot.Event) {
 		r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: e.Line, Boot: &e})
 	}

@@ -39,6 +39,11 @@ const (
 	dataSector
 )
 
+// minSectors is the least size of an image. busybox's blkid and findfs look
+// for other file systems first, as far as some 300 KiB into the device, and
+// give up on a read behind its end. The rest is a hole.
+const minSectors = 384 << 10 / sectorSize
+
 // buildISO makes an ISO 9660 image (ECMA-119) of the files, with the names
 // once as Rock Ridge (RRIP 1.09) and once as Joliet. Names come in the order
 // that both want: sorted, and still sorted when cut to eight characters.
@@ -49,6 +54,7 @@ func buildISO(files []file) ([]byte, error) {
 		start[i] = total
 		total += (len(f.data) + sectorSize - 1) / sectorSize
 	}
+	total = max(total, minSectors)
 	img := make([]byte, total*sectorSize)
 	sector := func(n int) []byte { return img[n*sectorSize : (n+1)*sectorSize] }
 

@@ -224,7 +224,7 @@ func TestWriteIsSmallPrivateAndTheSame(t *testing.T) {
 	if st.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v", st.Mode())
 	}
-	if st.Size() > 100<<10 || st.Size()%sectorSize != 0 {
+	if st.Size() < minSectors*sectorSize || st.Size() > 400<<10 || st.Size()%sectorSize != 0 {
 		t.Errorf("%d bytes", st.Size())
 	}
 	if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > 40<<10 {
