@@ -149,7 +149,7 @@ func (c *Client) Screen(ctx context.Context, name, format string) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	b, err := io.ReadAll(r.body)
 	if err != nil {
 		return nil, c.broken(ctx, "GET "+path, err)
@@ -220,7 +220,7 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	if err != nil {
 		return zero, err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	if err := json.NewDecoder(r.body).Decode(&v); err != nil {
 		return zero, c.broken(ctx, "GET "+path, err)
 	}
@@ -255,7 +255,7 @@ func (c *Client) events(ctx context.Context, method, path string, body any, on E
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	for d := json.NewDecoder(r.body); ; {
 		var e api.Event
 		if err := d.Decode(&e); err != nil {

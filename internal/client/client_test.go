@@ -352,7 +352,7 @@ func TestBadAnswers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Close()
+			defer func() { _ = l.Close() }()
 			go func() {
 				conn, err := l.Accept()
 				if err != nil {

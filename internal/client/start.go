@@ -220,7 +220,7 @@ func lastWords(path string, from int64) string {
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	const most = 4096
 	st, err := f.Stat()
 	if err != nil {
