@@ -13,7 +13,7 @@ packages=(
   # the test guests' builders
   mmdebstrap busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk syslinux syslinux-common
   # readers of what we write
-  genisoimage xorriso
+  genisoimage xorriso openssl systemd
   # the tests' ordinary user
   util-linux
 )
