@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -246,7 +247,8 @@ func (g *Guest) Stop() {
 	defer cancel()
 	exit, err := g.Wait(ctx)
 	if err != nil {
-		g.t.Fatalf("the power button was pressed, and the guest still runs: %v", err)
+		log, _ := os.ReadFile(g.SerialLog())
+		g.t.Fatalf("the power button was pressed, and the guest still runs: %v; its serial log ends with\n%s", err, log[max(0, len(log)-2000):])
 	}
 	if exit.State != vm.StateStopped {
 		g.t.Fatal(fmt.Sprintf("the guest ended as %s: %s", exit.State, exit.Reason))
