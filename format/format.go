@@ -143,3 +143,15 @@ type Snapshot struct {
 type Informer interface {
 	ImageInfo() (Info, error)
 }
+
+// SnapshotOpener is a node whose image can hold internal snapshots.
+type SnapshotOpener interface {
+	Informer
+	// OpenSnapshot returns the disk as it was when a snapshot was made, as
+	// a node that can only be read, of the size that the disk had then.
+	// index is the snapshot's place in [Info].Snapshots; names and IDs
+	// need not be unique, so the caller looks for them there. The disk
+	// reads through the image's file and backing chain and is closed before
+	// the image, which must be open read-only.
+	OpenSnapshot(ctx context.Context, index int) (block.Node, error)
+}

@@ -97,6 +97,7 @@ func useImage(t *testing.T, b []byte) {
 		if _, err := img.ImageInfo(); err != nil {
 			t.Error(err)
 		}
+		readSnapshots(img)
 		if writable {
 			_, _ = img.WriteAt(p[:min(len(p), 9000)], size/3)
 			_ = img.Discard(0, min(size, 64<<10))
@@ -104,6 +105,27 @@ func useImage(t *testing.T, b []byte) {
 			_ = img.Flush()
 		}
 		_ = img.Close()
+	}
+}
+
+// readSnapshots reads the beginning and the end of every snapshot's disk.
+func readSnapshots(img *Image) {
+	for i := range min(len(img.snapshots), 4) {
+		d, err := img.OpenSnapshot(context.Background(), i)
+		if err != nil {
+			continue
+		}
+		size := d.Size()
+		p := make([]byte, min(size, 64<<10))
+		for _, off := range []int64{0, size - int64(len(p))} {
+			_, _ = d.ReadAt(p, off)
+			for _, err := range d.Extents(off, int64(len(p))) {
+				if err != nil {
+					break
+				}
+			}
+		}
+		_ = d.Close()
 	}
 }
 
