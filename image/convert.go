@@ -22,8 +22,9 @@ type ConvertOptions struct {
 	SourceNoLock bool
 	// SourceUntrusted refuses sources that name other files.
 	SourceUntrusted bool
-	// Snapshot names an internal snapshot of the source, by ID or name.
-	Snapshot Snapshot
+	// Snapshot copies an internal snapshot of the first source, with the
+	// size that the disk had then, instead of its present content.
+	Snapshot *SnapshotRef
 
 	// Format of the target; "" is raw. Values are its creation options.
 	Format string
@@ -61,26 +62,15 @@ type ConvertOptions struct {
 	Progress func(done, total int64)
 }
 
-// Snapshot names an internal snapshot. The zero value is none.
-type Snapshot struct {
-	// Name matches an ID, else a name. ID and Tag, if set, must both match.
-	Name, ID, Tag string
-}
-
 // Errors of [Convert].
 var (
 	ErrTargetTooSmall = errors.New("output file is smaller than input file")
 	ErrSourceIsTarget = errors.New("source and target are the same file")
-	ErrNoSnapshot     = errors.New("no such snapshot")
 )
 
-// Errors of [Convert] that match [block.ErrUnsupported].
-const (
-	// ErrNoCompression: the target's format does not store compressed data.
-	ErrNoCompression = unsupported("compressed data in an image of this format")
-	// ErrSnapshotFormat: the source's format has no snapshots.
-	ErrSnapshotFormat = unsupported("an internal snapshot of an image of this format")
-)
+// ErrNoCompression of [Convert] matches [block.ErrUnsupported]: the target's
+// format does not store compressed data.
+const ErrNoCompression = unsupported("compressed data in an image of this format")
 
 // CopyError says where in the disk a conversion stopped.
 type CopyError struct {
@@ -173,9 +163,11 @@ func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
 	return nil
 }
 
-// source is one image to copy, and where in the target it begins.
+// source is one image to copy, and where in the target it begins. node is its
+// disk, or that of an internal snapshot.
 type source struct {
 	im          *Image
+	node        block.Node
 	start, size int64
 }
 
@@ -188,44 +180,33 @@ func (c *conversion) openSources(ctx context.Context, names []string) error {
 		if err != nil {
 			return err
 		}
-		size := (im.Node().Size() + block.SectorSize - 1) / block.SectorSize * block.SectorSize
-		c.srcs = append(c.srcs, source{im, c.total, size})
-		c.total += size
+		c.srcs = append(c.srcs, source{im: im, node: im.Node()})
 	}
-	if c.opts.Snapshot != (Snapshot{}) {
-		return c.findSnapshot()
+	if ref := c.opts.Snapshot; ref != nil {
+		if len(c.srcs) > 1 && ref.ID == nil && ref.Name == nil {
+			return ErrManySnapshots
+		}
+		node, err := c.srcs[0].im.OpenSnapshot(ctx, *ref)
+		if err != nil {
+			return err
+		}
+		c.srcs[0].node = node
+	}
+	for i := range c.srcs {
+		s := &c.srcs[i]
+		s.start = c.total
+		s.size = (s.node.Size() + block.SectorSize - 1) / block.SectorSize * block.SectorSize
+		c.total += s.size
 	}
 	return nil
-}
-
-// findSnapshot says why an internal snapshot cannot be read: formats have no
-// contract for that yet.
-func (c *conversion) findSnapshot() error {
-	im := c.srcs[0].im
-	inf, ok := block.As[format.Informer](im.Node())
-	if !ok {
-		return fmt.Errorf("%s: %w", im.Format(), ErrSnapshotFormat)
-	}
-	info, err := inf.ImageInfo()
-	if err != nil {
-		return err
-	}
-	if im.Format() == rawName {
-		return fmt.Errorf("%s: %w", im.Format(), ErrSnapshotFormat)
-	}
-	want := c.opts.Snapshot
-	for _, s := range info.Snapshots {
-		if want.Name != "" && (s.ID == want.Name || s.Name == want.Name) ||
-			want.Name == "" && (want.ID == "" || want.ID == s.ID) && (want.Tag == "" || want.Tag == s.Name) {
-			return fmt.Errorf("reading the internal snapshot %q of %s: %w", s.Name, im.Layers()[0].Name, block.ErrUnsupported)
-		}
-	}
-	return ErrNoSnapshot
 }
 
 func (c *conversion) closeSources() error {
 	var err error
 	for _, s := range c.srcs {
+		if s.node != s.im.Node() {
+			err = errors.Join(err, s.node.Close())
+		}
 		err = errors.Join(err, s.im.Close())
 	}
 	return err

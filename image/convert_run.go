@@ -168,7 +168,7 @@ func (c *conversion) plan(ctx context.Context, out chan<- task) error {
 		return nil
 	}
 	for _, s := range c.srcs {
-		for e, err := range s.im.Node().Extents(0, s.im.Node().Size()) {
+		for e, err := range s.node.Extents(0, s.node.Size()) {
 			if err != nil {
 				return &CopyError{Offset: s.start + e.Start, Err: err}
 			}
@@ -186,8 +186,8 @@ func (c *conversion) plan(ctx context.Context, out chan<- task) error {
 				return err
 			}
 		}
-		if gap := s.size - s.im.Node().Size(); gap > 0 {
-			zero := block.Extent{Start: s.start + s.im.Node().Size(), Length: gap, Kind: block.Zero}
+		if gap := s.size - s.node.Size(); gap > 0 {
+			zero := block.Extent{Start: s.start + s.node.Size(), Length: gap, Kind: block.Zero}
 			if err := emit(zero.Start, zero.Length, c.classify(zero)); err != nil {
 				return err
 			}
@@ -360,7 +360,7 @@ func (c *conversion) read(p []byte, off int64) error {
 }
 
 func (c *conversion) readSource(s source, p []byte, off int64) error {
-	n, err := s.im.Node().ReadAt(p, off)
+	n, err := s.node.ReadAt(p, off)
 	if err == nil || errors.Is(err, io.EOF) {
 		clear(p[n:])
 		return nil
@@ -371,7 +371,7 @@ func (c *conversion) readSource(s source, p []byte, off int64) error {
 	// Sector by sector, to lose no more than must be.
 	for len(p) > 0 {
 		n := min(block.SectorSize, len(p))
-		k, err := s.im.Node().ReadAt(p[:n], off)
+		k, err := s.node.ReadAt(p[:n], off)
 		if err != nil && !errors.Is(err, io.EOF) {
 			k = 0
 			if c.opts.Unreadable != nil {
@@ -526,7 +526,7 @@ func (w *worker) offload(ctx context.Context, t task) error {
 		n := min(t.n, s.start+s.size-t.off)
 		err := c.throttle(ctx, n)
 		if err == nil {
-			err = c.copier.CopyFrom(s.im.Node(), t.off-s.start, t.off, n)
+			err = c.copier.CopyFrom(s.node, t.off-s.start, t.off, n)
 		}
 		if errors.Is(err, block.ErrUnsupported) {
 			if w.buf == nil {

@@ -24,6 +24,7 @@ const maxSparse = 16 << 20
 type convertArgs struct {
 	opts                           image.ConvertOptions
 	options                        optionList
+	snapshotName                   *image.SnapshotRef // of -l ID_OR_NAME
 	cache, srcCache                string
 	hasSparse, progress, quiet     bool
 	imageOpts, targetOpts, bitmaps bool
@@ -126,23 +127,26 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (status int, done 
 }
 
 // snapshotOption reads -l: an ID or name, or snapshot.id= and snapshot.name=.
+// The last of each kind counts, and the second kind above the first.
 func (t *tool) snapshotOption(a *convertArgs, arg string) bool {
 	if !strings.HasPrefix(arg, "snapshot.") {
-		a.opts.Snapshot = image.Snapshot{Name: arg}
+		a.snapshotName = &image.SnapshotRef{IDOrName: arg}
 		return true
 	}
+	ref := &image.SnapshotRef{}
 	for _, kv := range parseKeyvals(arg, "") {
 		switch kv.key {
 		case "snapshot.id":
-			a.opts.Snapshot.ID = kv.value
+			ref.ID = &kv.value
 		case "snapshot.name":
-			a.opts.Snapshot.Tag = kv.value
+			ref.Name = &kv.value
 		default:
 			t.errorf("Invalid parameter '%s'", kv.key)
 			t.errorf("Failed in parsing snapshot param '%s'", arg)
 			return false
 		}
 	}
+	a.opts.Snapshot = ref
 	return true
 }
 
@@ -164,6 +168,9 @@ func (t *tool) sparseOption(a *convertArgs, arg string) bool {
 // order.
 func (t *tool) checkConvert(a convertArgs) int {
 	o := &a.opts
+	if o.Snapshot == nil {
+		o.Snapshot = a.snapshotName
+	}
 	if a.outFormat == "" {
 		a.outFormat = "raw"
 	}
@@ -324,21 +331,35 @@ func (t *tool) runConvert(a convertArgs) int {
 	return exitOK
 }
 
-// sourcesOpen reports the first source that does not open. raw says that one
-// is a raw image.
+// sourcesOpen reports the first source that does not open, or the snapshot.
+// raw says that one is a raw image.
 func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) (raw, ok bool) {
-	for _, name := range a.sources {
-		im, err := image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock})
-		if err == nil {
-			raw = raw || im.Format() == "raw"
-			err = im.Close()
-		}
+	var first *image.Image
+	var err error
+	for i, name := range a.sources {
+		var im *image.Image
+		im, err = image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock})
 		if err != nil {
-			t.failOpen(err)
-			return raw, false
+			break
+		}
+		defer func() { _ = im.Close() }() // nothing was written
+		raw = raw || im.Format() == "raw"
+		if i == 0 {
+			first = im
 		}
 	}
-	return raw, true
+	if ref := a.opts.Snapshot; err == nil && ref != nil {
+		var node block.Node
+		if len(a.sources) > 1 && ref == a.snapshotName {
+			err = image.ErrManySnapshots
+		} else if node, err = first.OpenSnapshot(ctx, *ref); err == nil {
+			err = node.Close()
+		}
+	}
+	if err != nil {
+		t.failConvert(a, err)
+	}
+	return raw, err == nil
 }
 
 func (t *tool) failConvert(a convertArgs, err error) int {
@@ -346,6 +367,7 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		target *image.TargetError
 		open   *image.OpenError
 		cp     *image.CopyError
+		snap   *image.SnapshotError
 	)
 	switch {
 	case errors.As(err, &target):
@@ -372,14 +394,26 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		t.errorf("output file is smaller than input file")
 	case errors.Is(err, image.ErrNoCompression):
 		t.errorf("Compression not supported for this file format")
-	case errors.Is(err, image.ErrNoSnapshot):
-		t.errorf("Failed to load snapshot: Can't find snapshot")
-	case errors.Is(err, image.ErrSnapshotFormat):
-		t.errorf("Failed to load snapshot: Block format '%s' used by device '' does not support temporarily loading internal snapshots", "raw")
+	case errors.Is(err, image.ErrManySnapshots):
+		t.errorf("No support for concatenating multiple snapshot")
+	case errors.As(err, &snap):
+		t.errorf("Failed to load snapshot: %s", snapshotText(snap))
 	case errors.Is(err, context.Canceled):
 		t.errorf("convert was interrupted; the unfinished target was removed")
 	default:
 		t.errorf("%s", plainText(err))
 	}
 	return exitFailed
+}
+
+// snapshotText says in the stock tool's words why a snapshot could not be
+// opened.
+func snapshotText(e *image.SnapshotError) string {
+	switch {
+	case errors.Is(e.Err, image.ErrNoSnapshot):
+		return "Can't find snapshot"
+	case errors.Is(e.Err, image.ErrSnapshotFormat):
+		return "Block format '" + e.Format + "' used by device '' does not support temporarily loading internal snapshots"
+	}
+	return causeText(e.Err)
 }

@@ -123,6 +123,29 @@ func fixtures(t *testing.T) string {
 	img("snapshot -c one snap.qcow2")
 	write("qcow2", "snap.qcow2", "write -P 8 0 64k")
 	img("snapshot -c two snap.qcow2")
+	for _, v := range []struct{ name, options string }{{"snaps.qcow2", "cluster_size=4k"}, {"oldsnaps.qcow2", "compat=0.10,cluster_size=512"}} {
+		img("create -q -f qcow2 -o " + v.options + " -b a.raw -F raw " + v.name)
+		write("qcow2", v.name, "write -P 9 2M 20k", "write -c -P 10 4M 4k", "write -P 11 10200k 40k")
+		img("snapshot -c one " + v.name)
+		write("qcow2", v.name, "write -z 1M 1M", "write -P 12 2052k 4k", "discard 10200k 40k", "write -P 13 0 700")
+		img("snapshot -c two " + v.name)
+		write("qcow2", v.name, "write -P 14 0 10M")
+		img("snapshot -c 1 " + v.name)
+		img("snapshot -c '' " + v.name)
+		write("qcow2", v.name, "write -z 0 10M")
+	}
+	for _, size := range []string{"3M", "512k"} {
+		name := "snap" + size + ".qcow2"
+		img("create -q -f qcow2 -b small -F raw " + name)
+		write("qcow2", name, "write -P 15 0 64k", "write -P 16 960k 64k")
+		img("snapshot -c one " + name)
+		img("resize -q --shrink " + name + " " + size)
+		write("qcow2", name, "write -P 17 0 512k")
+	}
+	img("create -q -f qcow2 vm.qcow2 1M")
+	write("qcow2", "vm.qcow2", "write -P 18 100k 300k")
+	qemutest.SaveVM(t, filepath.Join(dir, "vm.qcow2"), "running")
+	write("qcow2", "vm.qcow2", "write -P 19 0 1M")
 	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -206,6 +229,7 @@ func put(t *testing.T, name string, b []byte) {
 // needs are the files that opening another one opens.
 var needs = map[string][]string{
 	"b.qcow2": {"a.raw"}, "c.qcow2": {"b.qcow2"}, "deep.qcow2": {"c.qcow2"}, "missing2.qcow2": {"missing.qcow2"},
+	"snaps.qcow2": {"a.raw"}, "oldsnaps.qcow2": {"a.raw"}, "snap3M.qcow2": {"small"}, "snap512k.qcow2": {"small"},
 	"loop1.qcow2": {"loop2.qcow2"}, "loop2.qcow2": {"loop1.qcow2"}, "link.qcow2": {"a.qcow2"},
 }
 

@@ -143,15 +143,15 @@ func (t *tool) printFields(fields []format.InfoField, indent string) {
 // infoJSON is the JSON form. The order of the keys is the stock tool's.
 func infoJSON(i image.Info) object {
 	var o object
+	if i.BackingFile != "" && i.BackingFormat != "" {
+		o.add("backing-filename-format", i.BackingFormat)
+	}
 	if len(i.Snapshots) > 0 {
 		var list []any
 		for _, s := range i.Snapshots {
 			list = append(list, snapshotJSON(s))
 		}
 		o.add("snapshots", list)
-	}
-	if i.BackingFile != "" && i.BackingFormat != "" {
-		o.add("backing-filename-format", i.BackingFormat)
 	}
 	o.add("virtual-size", i.VirtualSize)
 	o.add("filename", i.Filename)
