@@ -74,7 +74,8 @@ type Daemon struct {
 	starts chan struct{} // a slot for each machine being started
 	closed sync.Once
 
-	// mu guards machines. Order of locks: machine.op, mu, machine.mu.
+	// mu guards machines. Order of locks: machine.op,
+	// machine.recording, mu, machine.mu.
 	mu       sync.Mutex
 	machines map[string]*machine // by name
 }
@@ -118,7 +119,12 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(d.home.Run, 0o700); err != nil {
 		return err
 	}
-	if d.lock, err = takeLock(d.home.Lock()); err != nil {
+	if err := os.MkdirAll(d.home.Data, 0o700); err != nil {
+		return err
+	}
+	// A socket that systemd listens on tells nothing about a daemon.
+	serves := func() bool { return d.opts.Listener == nil && answers(d.home.Socket()) }
+	if d.lock, err = takeLock(ctx, d.home.Lock(), serves); err != nil {
 		return err
 	}
 	d.store, err = store.Open(ctx, d.home, store.Options{Log: d.log, Images: d.opts.Images})
@@ -129,7 +135,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	if d.opts.Listener == nil {
-		if d.opts.Listener, err = listen(d.home.Socket()); err != nil {
+		if err := d.listen(); err != nil {
 			return err
 		}
 	}
@@ -141,6 +147,21 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
 	}
+	return nil
+}
+
+// listen makes the daemon's own socket.
+func (d *Daemon) listen() error {
+	l, err := listen(d.home.Socket())
+	if err != nil {
+		return err
+	}
+	d.opts.Listener = l
+	st, err := os.Lstat(d.home.Socket())
+	if err != nil {
+		return err
+	}
+	go d.endWithSocket(l, st)
 	return nil
 }
 
@@ -240,6 +261,16 @@ func (d *Daemon) add(rec store.Machine) *machine {
 	defer d.mu.Unlock()
 	d.machines[rec.Name] = m
 	return m
+}
+
+// forget takes a removed machine out of the registry. Its name was free since
+// its row went: another machine may have it by now.
+func (d *Daemon) forget(m *machine) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.machines[m.name] == m {
+		delete(d.machines, m.name)
+	}
 }
 
 // find returns the machine with a name or id.

@@ -12,15 +12,20 @@ type idle struct {
 	mu     sync.Mutex
 	active int
 	since  time.Time // the last request's end, or the start
+	closed bool      // the daemon ends: nobody may enter
 }
 
 func (i *idle) begin(limit time.Duration) { i.limit, i.since = limit, time.Now() }
 
-// enter counts a request; leave ends it.
-func (i *idle) enter() {
+// enter counts a request, which leave ends; false where it comes too late.
+func (i *idle) enter() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	if i.closed {
+		return false
+	}
 	i.active++
+	return true
 }
 
 func (i *idle) leave() {
@@ -37,10 +42,13 @@ func (i *idle) touch() {
 	i.since = time.Now()
 }
 
+// over says whether there was nothing to do for long enough; then no request
+// enters any more.
 func (i *idle) over() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.active == 0 && time.Since(i.since) >= i.limit
+	i.closed = i.active == 0 && time.Since(i.since) >= i.limit
+	return i.closed
 }
 
 // exitWhenIdle ends the daemon when it has had nothing to do for long enough.

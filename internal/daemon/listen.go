@@ -7,18 +7,35 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// lockPatience is how long a daemon that is ending may take to give its lock
+// back: the grace of its clients, and the end of a QEMU that was being started.
+const lockPatience = 15 * time.Second
+
 // takeLock takes the lock of a home for the life of the process. The file
-// names the process that has it, for people.
-func takeLock(path string) (*os.File, error) {
+// names the process that has it, for people. While somebody has it who does
+// not serve clients (any more), takeLock waits.
+func takeLock(ctx context.Context, path string, serves func() bool) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || ctx.Err() != nil || serves() {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		pid := make([]byte, 20)
 		n, _ := f.ReadAt(pid, 0)
@@ -38,12 +55,22 @@ func takeLock(path string) (*os.File, error) {
 	return f, nil
 }
 
+// answers says whether somebody listens on a unix socket.
+func answers(path string) bool {
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close() // nothing was said
+	return true
+}
+
 // maxSocketPath is the room that Linux has for a unix socket's path.
 const maxSocketPath = 107
 
 // listen makes the daemon's socket, mode 0600 from its first moment. The
 // caller has the home's lock, so that a socket that is there is a dead one's.
-func listen(path string) (net.Listener, error) {
+func listen(path string) (*net.UnixListener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket %s: the path has %d bytes, Linux allows %d: set LAMINA_HOME to a shorter one", path, len(path), maxSocketPath)
 	}
@@ -57,9 +84,39 @@ func listen(path string) (net.Listener, error) {
 	}
 	// The umask is the process's: New runs before anything else makes files.
 	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	unix.Umask(old)
 	return l, err
+}
+
+// watchSocket is how often the daemon looks whether its socket is still there.
+const watchSocket = time.Second
+
+// endWithSocket ends the daemon when its socket is not there any more, or is
+// another one's: no client can reach it then, and the next one is to find the
+// lock free. A user's socket goes with the last of his sessions.
+func (d *Daemon) endWithSocket(l *net.UnixListener, mine os.FileInfo) {
+	tick := time.NewTicker(watchSocket)
+	defer tick.Stop()
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, err := os.Lstat(d.home.Socket())
+		switch {
+		case err == nil && os.SameFile(now, mine):
+			continue
+		case err == nil:
+			l.SetUnlinkOnClose(false) // what is there now is not ours
+		case !errors.Is(err, os.ErrNotExist):
+			continue
+		}
+		d.log.Warn("the socket was taken away; the daemon ends, the machines go on", "socket", d.home.Socket())
+		d.stop(errStopping)
+		return
+	}
 }
 
 // Activated returns the socket that systemd passed to this process, nil where

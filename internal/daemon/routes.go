@@ -55,7 +55,11 @@ func (d *Daemon) handler() http.Handler {
 			http.Error(w, `{"code":"failed","message":"permission denied: this daemon is another user's"}`, http.StatusForbidden)
 			return
 		}
-		d.idle.enter()
+		if d.ctx.Err() != nil || !d.idle.enter() {
+			// Cut off without an answer, the client starts the next
+			// daemon; an answer would lead it to believe in this one.
+			panic(http.ErrAbortHandler)
+		}
 		defer d.idle.leave()
 		mux.ServeHTTP(w, r)
 	})

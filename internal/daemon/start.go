@@ -323,9 +323,7 @@ func (m *machine) remove(ctx context.Context, force bool) error {
 	m.mu.Lock()
 	m.removed = true
 	m.mu.Unlock()
-	m.d.mu.Lock()
-	delete(m.d.machines, m.name)
-	m.d.mu.Unlock()
+	m.d.forget(m)
 	m.d.log.Info("removed", "machine", m.name, "id", m.id)
 	return nil
 }

@@ -13,9 +13,9 @@ const Env = "LAMINA_HOME"
 
 // Home is the set of folders of one installation. Two homes never meet.
 type Home struct {
-	Data  string // templates, machines, database
+	Data  string // templates, machines, database, the daemon's lock
 	Cache string // downloads, seeds that can be made again
-	Run   string // sockets, locks
+	Run   string // sockets
 }
 
 // Find returns the home of this process: LAMINA_HOME, else the system folders
@@ -62,9 +62,11 @@ func xdg(env, fallback string) (string, error) {
 	return filepath.Join(h, fallback), nil
 }
 
-// The daemon's files.
+// The daemon's files. What keeps a second daemon from the data lies beside the
+// data: the folder of the sockets is another one where XDG_RUNTIME_DIR is not
+// set (cron, su), and is emptied when its user logs out.
 func (h Home) Socket() string    { return filepath.Join(h.Run, "laminad.sock") }
-func (h Home) Lock() string      { return filepath.Join(h.Run, "laminad.lock") }
+func (h Home) Lock() string      { return filepath.Join(h.Data, "laminad.lock") }
 func (h Home) StartLock() string { return filepath.Join(h.Run, "start.lock") }
 func (h Home) DaemonLog() string { return filepath.Join(h.Data, "laminad.log") }
 func (h Home) Database() string  { return filepath.Join(h.Data, "state.db") }
