@@ -26,6 +26,10 @@ type machine struct {
 	// followed or a shutdown waited for, so that those can be overruled.
 	op chan struct{}
 
+	// recording is held from a change of rec.Last to the end of its commit:
+	// what is on the disk must not be older than what was changed last.
+	recording sync.Mutex
+
 	// mu guards what follows; it is never held while anything is waited for.
 	mu       sync.Mutex
 	rec      store.Machine
@@ -117,6 +121,8 @@ func (m *machine) last() store.Last {
 // effort where the machine itself goes on: the error is logged and returned.
 // change is called with m.mu held.
 func (m *machine) setLast(change func(*store.Last)) error {
+	m.recording.Lock()
+	defer m.recording.Unlock()
 	m.mu.Lock()
 	change(&m.rec.Last)
 	last := m.rec.Last
