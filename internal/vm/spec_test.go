@@ -175,6 +175,7 @@ func TestValidate(t *testing.T) {
 		"port, then all": {forward(Forward{HostPort: 80, GuestPort: 1}, Forward{HostAddr: "0.0.0.0", HostPort: 80, GuestPort: 2}), "nics[0].forwards[1].hostPort", "also that of"},
 		"all, then port": {forward(Forward{HostAddr: "0.0.0.0", HostPort: 80, GuestPort: 1}, Forward{HostPort: 80, GuestPort: 2}), "nics[0].forwards[1].hostPort", "also that of"},
 		"open VNC":       {func(s *Spec) { s.Graphics.VNC = "0.0.0.0:1" }, "graphics.vnc", "not a loopback address"},
+		"VNC options":    {func(s *Spec) { s.Graphics.VNC = "[::1%a,password=off]:1" }, "graphics.vnc", "not a loopback address"},
 		"VNC":            {func(s *Spec) { s.Graphics.VNC = "yes" }, "graphics.vnc", "not HOST:DISPLAY"},
 		"VNC display":    {func(s *Spec) { s.Graphics.VNC = "127.0.0.1:60000" }, "graphics.vnc", "not a display number"},
 	} {

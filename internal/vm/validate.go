@@ -340,7 +340,7 @@ func ParseVNC(v string) (host string, display int, err error) {
 		return "127.0.0.1", n, nil
 	}
 	a, err := netip.ParseAddr(host)
-	if err != nil || !a.IsLoopback() {
+	if err != nil || !a.IsLoopback() || a.Zone() != "" { // a zone may hold anything, also QEMU's options
 		return "", 0, fmt.Errorf("%q is not a loopback address, and VNC has no password or encryption here", host)
 	}
 	return host, n, nil
