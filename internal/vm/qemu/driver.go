@@ -220,8 +220,10 @@ func findRunning(ctx context.Context, dir string) (*process, record, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, r, removeRuntime(dir)
+	case errors.Is(err, errDamaged):
+		return nil, r, removeDamaged(dir, err)
 	case err != nil:
-		return nil, r, fmt.Errorf("%w: end the QEMU process that works in %s, if there is one, and remove the file", err, dir)
+		return nil, r, err
 	}
 	if r.Info.QEMU == "" {
 		// Its starter died before the guest executed.
@@ -235,6 +237,20 @@ func findRunning(ctx context.Context, dir string) (*process, record, error) {
 		return nil, r, removeRuntime(dir)
 	}
 	return p, r, err
+}
+
+// removeDamaged removes a record that cannot be read, with the other leftovers:
+// a host that lost its power may not have kept what was in it, and no machine
+// either. damage is the error where a process is there for all that.
+func removeDamaged(dir string, damage error) error {
+	ids, err := findAny(dir)
+	if err != nil {
+		return errors.Join(damage, err)
+	}
+	if len(ids) > 0 {
+		return fmt.Errorf("%w: end QEMU process %d, which works in that folder, and remove the file", damage, ids[0].PID)
+	}
+	return removeRuntime(dir)
 }
 
 // killStray ends a guest that has not executed yet: nothing of it is lost.
@@ -289,6 +305,7 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	}
 	m, err := attach(ctx, p, r, dir)
 	if err != nil {
+		err = fmt.Errorf("QEMU process %d does not answer (if it never does, `kill -9 %d` ends it): %w", p.PID, p.PID, err)
 		return nil, errors.Join(err, p.letGo())
 	}
 	if err := m.resumeStart(ctx); err != nil {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lamina-vm/lamina/internal/home"
 )
 
 // process is a QEMU process, a child or not. Signals go through its pidfd, so
@@ -221,11 +223,22 @@ func (p *process) succeeded() bool {
 // given UUID: those that were started just before their starter was killed,
 // when they were not on record yet.
 func findStray(dir, uuid string) ([]identity, error) {
+	return findProcesses(dir, "-uuid", uuid)
+}
+
+// findAny finds the QEMU processes that work in dir, of whatever machine.
+func findAny(dir string) ([]identity, error) {
+	return findProcesses(dir, "-pidfile", home.PIDFile)
+}
+
+// findProcesses finds the processes that work in dir and have two arguments,
+// one after the other.
+func findProcesses(dir, option, value string) ([]identity, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	needle := []byte("\x00-uuid\x00" + uuid + "\x00")
+	needle := []byte("\x00" + option + "\x00" + value + "\x00")
 	var found []identity
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())

@@ -296,14 +296,40 @@ func TestStray(t *testing.T) {
 	vmtest.RequireNoLeftovers(t, dir)
 }
 
+// TestDamagedRecord: after a power loss a record may be empty, or hold zeros.
+// The machine can be started for all that, unless a process is there.
 func TestDamagedRecord(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, home.RunFile), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, err := New(Options{}).Adopt(t.Context(), dir)
-	if err == nil || errors.Is(err, vm.ErrNotRunning) {
-		t.Errorf("a record that says nothing: %v", err)
+	for _, text := range []string{"", "{", "\x00\x00\x00\x00"} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, home.RunFile)
+		damage := func() {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		damage()
+		// As far as can be told from outside this is a QEMU.
+		cmd := exec.Command("sh", "-c", "read x", "-pidfile", home.PIDFile, "-S")
+		cmd.Dir = dir
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		_, err = New(Options{}).Adopt(t.Context(), dir)
+		if err == nil || errors.Is(err, vm.ErrNotRunning) {
+			t.Errorf("%q: a process is there: %v", text, err)
+		} else {
+			requireIn(t, err.Error(), path, fmt.Sprint("process ", cmd.Process.Pid))
+		}
+		_ = in.Close()
+		_ = cmd.Wait() // status 1: its input has ended
+		if _, err := New(Options{}).Adopt(t.Context(), dir); !errors.Is(err, vm.ErrNotRunning) {
+			t.Errorf("%q: %v", text, err)
+		}
+		vmtest.RequireNoLeftovers(t, dir)
 	}
 }
 

@@ -29,7 +29,11 @@ type record struct {
 	Spec    vm.Spec    `json:"spec"`
 }
 
-// readRecord returns fs.ErrNotExist where no machine was started.
+// errDamaged: the record cannot be read.
+var errDamaged = errors.New("damaged")
+
+// readRecord returns fs.ErrNotExist where no machine was started, and
+// errDamaged for a record that is none.
 func readRecord(dir string) (record, error) {
 	var r record
 	path := filepath.Join(dir, home.RunFile)
@@ -38,7 +42,7 @@ func readRecord(dir string) (record, error) {
 		return r, err
 	}
 	if err := json.Unmarshal(b, &r); err != nil {
-		return r, fmt.Errorf("%s: %w", path, err)
+		return r, fmt.Errorf("%s is %w: %w", path, errDamaged, err)
 	}
 	return r, nil
 }
