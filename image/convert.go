@@ -34,7 +34,8 @@ type ConvertOptions struct {
 	// through it is not copied. BackingFormat must be given with it.
 	BackingFile, BackingFormat string
 	// NoCreate writes into an existing target of at least the sources'
-	// size. TargetZero promises that all of it reads as zeros.
+	// size; with BackingFile, only where it does not read the same already.
+	// TargetZero promises that all of it reads as zeros.
 	NoCreate, TargetZero bool
 	// Compress stores compressed clusters.
 	Compress bool

@@ -25,7 +25,7 @@ const (
 	doSkip    action = iota // it reads right already
 	doZero                  // make it read as zeros
 	doCopy                  // copy what is not zero
-	doCompare               // write what the target's backing file does not hold
+	doCompare               // write what the target does not read as already
 )
 
 // task is a run of the target within one chunk.
@@ -49,7 +49,8 @@ type conversion struct {
 
 	backing     block.Node // of the target, nil if none
 	backingSize int64
-	sharedDepth int // layer of the source that is the target's backing file, 0 if none
+	sharedDepth int        // layer of the source that is the target's backing file, 0 if none
+	against     block.Node // what doCompare compares with
 
 	order orderer
 
@@ -83,7 +84,14 @@ func (c *conversion) setTarget(im *Image) error {
 	if len(layers) > 1 {
 		c.backing = layers[1].Node
 		c.backingSize = c.backing.Size()
-		c.sharedDepth = c.shared(layers[1])
+		if c.opts.NoCreate {
+			// What the target holds already hides its backing file, so only
+			// a look at the target itself tells what need not be copied.
+			c.against = im.Node()
+		} else {
+			c.against = c.backing
+			c.sharedDepth = c.shared(layers[1])
+		}
 	}
 	if !c.zeroInit && c.backing == nil && !c.opts.NoSparse && c.zeroer != nil {
 		// One request is much quicker than one for each hole; where the
@@ -117,6 +125,8 @@ func (c *conversion) classify(e block.Extent) action {
 	switch {
 	case c.backing != nil && c.sharedDepth > 0 && e.Depth >= c.sharedDepth:
 		return doSkip
+	case c.backing != nil && c.opts.NoCreate && c.opts.BackingFile != "":
+		return doCompare
 	case c.backing != nil && c.sharedDepth == 0 && e.Start < c.backingSize && !c.opts.NoCreate:
 		return doCompare
 	case !e.IsZero():
@@ -481,14 +491,14 @@ func (c *conversion) writeCompressed(ctx context.Context, p []byte, off int64) e
 	return nil
 }
 
-// writeDifferent writes what the target's backing file does not hold already.
+// writeDifferent writes what the target does not read as already.
 func (w *worker) writeDifferent(ctx context.Context, p []byte, off int64) error {
 	c := w.c
 	if w.cmp == nil {
 		w.cmp = make([]byte, chunkSize)
 	}
 	q := w.cmp[:len(p)]
-	if n, err := c.backing.ReadAt(q, off); errors.Is(err, io.EOF) {
+	if n, err := c.against.ReadAt(q, off); errors.Is(err, io.EOF) {
 		clear(q[n:])
 	} else if err != nil {
 		return &CopyError{Offset: off, Err: err}

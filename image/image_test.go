@@ -342,6 +342,30 @@ func TestConvertOntoBacking(t *testing.T) {
 	}
 }
 
+// TestConvertIntoOverlay: what an existing overlay holds is replaced even where
+// the source falls through to the base that both share.
+func TestConvertIntoOverlay(t *testing.T) {
+	dir := t.TempDir()
+	at := func(n string) string { return filepath.Join(dir, n) }
+	const size = 2 * mib
+	stock(t, "-f", "qcow2", at("base"), fmt.Sprint(size))
+	disk(t, at("base"), size, 1)
+	stock(t, "-f", "qcow2", "-b", at("base"), "-F", "qcow2", at("src"))
+	qemutest.IO(t, "qcow2", at("src"), "write -P 3 1M 64k", "write -z 1200k 64k")
+	for _, o := range []image.ConvertOptions{{}, {Compress: true}, {BackingFile: at("base"), BackingFormat: "qcow2"}, {BackingFile: at("base"), BackingFormat: "qcow2", Compress: true}} {
+		_ = os.Remove(at("out")) // of the case before
+		stock(t, "-f", "qcow2", "-b", at("base"), "-F", "qcow2", at("out"))
+		qemutest.IO(t, "qcow2", at("out"), "write -P 7 0 900k", "write -z 1M 200k", "write -P 8 1900k 50k")
+		o.NoCreate, o.Format = true, "qcow2"
+		if err := image.Convert(t.Context(), []string{at("src")}, at("out"), o); err != nil {
+			t.Errorf("%+v: %v", o, err)
+			continue
+		}
+		qemutest.RequireClean(t, at("out"))
+		qemutest.RequireSame(t, "qcow2", at("src"), "qcow2", at("out"))
+	}
+}
+
 // TestConvertFailureLeavesNothing: a target that could not be completed goes.
 func TestConvertFailureLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
