@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Build returns the seed of c: the same bytes for the same Config. Its errors
@@ -48,10 +50,18 @@ func (c Config) files() ([]file, error) {
 	return append(files, file{"user-data", user}), nil
 }
 
+// trimmed returns keys as the seed has them. A character that YAML may not hold
+// as it is (5.1; JSON may), which can only be in a comment, would cost the guest
+// all of its meta-data.
 func trimmed(lines []string) []string {
 	out := make([]string, len(lines))
 	for i, l := range lines {
-		out[i] = strings.TrimSpace(l)
+		out[i] = strings.Map(func(r rune) rune {
+			if r == utf8.RuneError || r == 0xfffe || r == 0xffff || r != '\t' && unicode.IsControl(r) {
+				return '?'
+			}
+			return r
+		}, strings.TrimSpace(l))
 	}
 	return out
 }
