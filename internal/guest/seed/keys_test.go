@@ -36,7 +36,7 @@ func TestKeyComments(t *testing.T) {
 
 // TestUserDataWithoutContent: comments are no document.
 func TestUserDataWithoutContent(t *testing.T) {
-	for _, ud := range []string{"#cloud-config\n", "#cloud-config\n# nothing yet\n", "#cloud-config\n...\n", "#cloud-config\n~\n", "#cloud-config\n---\n...\n"} {
+	for _, ud := range []string{"#cloud-config\n", "#cloud-config\n# nothing yet\n", "#cloud-config\n~\n", "#cloud-config\n---\n...\n"} {
 		c := with(func(c *Config) { c.UserData = []byte(ud) })
 		if _, err := c.files(); err != nil {
 			t.Errorf("%q: %v", ud, err)
