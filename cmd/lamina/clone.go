@@ -55,7 +55,7 @@ func (o *cloneOptions) run(ctx context.Context, a *app, template string, pattern
 	if _, err := names.ExpandMachines(patterns); err != nil {
 		return usageError{err}
 	}
-	cfg, err := o.config(a)
+	cfg, err := o.config(ctx, a)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -97,7 +98,7 @@ func oneOf(name, value string, words []string) error {
 
 // config makes the machine's configuration of the options. Keys are told to
 // the person, once.
-func (f *machineFlags) config(a *app) (api.MachineConfig, error) {
+func (f *machineFlags) config(ctx context.Context, a *app) (api.MachineConfig, error) {
 	cfg := api.MachineConfig{
 		CPUs: f.cpus, Bus: vm.Bus(f.bus), Cache: vm.Cache(f.cache), Accel: vm.Accel(f.accel), Machine: f.machine,
 		VNC: f.vnc, Hostname: f.hostname, User: f.user, NoSeed: f.noSeed,
@@ -139,7 +140,7 @@ func (f *machineFlags) config(a *app) (api.MachineConfig, error) {
 			return cfg, err
 		}
 	}
-	if cfg.Password, err = f.readPassword(a); err != nil {
+	if cfg.Password, err = f.readPassword(ctx, a); err != nil {
 		return cfg, err
 	}
 	cfg.SSHKeys, err = f.keys(a, cfg.Password != "")
@@ -147,7 +148,7 @@ func (f *machineFlags) config(a *app) (api.MachineConfig, error) {
 }
 
 // readPassword returns the password, "" where none was asked for.
-func (f *machineFlags) readPassword(a *app) (string, error) {
+func (f *machineFlags) readPassword(ctx context.Context, a *app) (string, error) {
 	switch {
 	case f.passwordFile != "":
 		b, err := readSmall(f.passwordFile)
@@ -160,13 +161,13 @@ func (f *machineFlags) readPassword(a *app) (string, error) {
 		}
 		return line, nil
 	case f.password == "-":
-		return a.askPassword()
+		return a.askPassword(ctx)
 	}
 	return f.password, nil
 }
 
 // askPassword asks twice on the terminal, without echo.
-func (a *app) askPassword() (string, error) {
+func (a *app) askPassword(ctx context.Context) (string, error) {
 	fd := int(a.stdin.Fd())
 	if !term.IsTerminal(fd) {
 		return "", usagef("--password -: there is no terminal to ask on; use --password-file")
@@ -180,7 +181,7 @@ func (a *app) askPassword() (string, error) {
 	var got [2]string
 	for i, prompt := range []string{"Password for the guest: ", "The same again: "} {
 		_, _ = fmt.Fprint(a.stderr, prompt)
-		b, err := term.ReadPassword(fd)
+		b, err := readHidden(ctx, fd)
 		_, _ = fmt.Fprintln(a.stderr)
 		if err != nil {
 			return "", fmt.Errorf("the password: %w", err)
@@ -194,6 +195,26 @@ func (a *app) askPassword() (string, error) {
 		return "", errors.New("the password is empty; leave --password out for none")
 	}
 	return got[0], nil
+}
+
+// readHidden is term.ReadPassword that ctx ends. The read itself cannot be
+// ended: it waits for a key until the program ends, which is soon.
+func readHidden(ctx context.Context, fd int) ([]byte, error) {
+	type line struct {
+		text []byte
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() {
+		b, err := term.ReadPassword(fd)
+		read <- line{b, err}
+	}()
+	select {
+	case l := <-read:
+		return l.text, l.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // maxSmall bounds the files that are sent to the daemon whole, in bytes.

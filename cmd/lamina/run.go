@@ -77,7 +77,7 @@ func (o *runOptions) run(ctx context.Context, a *app, image string) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := o.config(a)
+	cfg, err := o.config(ctx, a)
 	if err != nil {
 		return err
 	}
