@@ -182,7 +182,7 @@ func (img *Image) preallocated() bool {
 			return
 		}
 		clusters := img.g.cluster(stored)
-		img.prealloc.yes = img.usesAtLeast(max(clusters*10/9, clusters+2))
+		img.prealloc.yes = img.usesAtLeast(max(clusters+clusters/9, clusters+2), stored/block.SectorSize+1)
 	})
 	return img.prealloc.yes
 }
@@ -204,8 +204,10 @@ func (img *Image) storedBytes() (int64, error) {
 	return stored, nil
 }
 
-// usesAtLeast reports whether at least n clusters of the file are in use.
-func (img *Image) usesAtLeast(n int64) bool {
+// usesAtLeast reports whether at least n clusters of the file are in use. It
+// looks at no more than the given number of refcount blocks: a damaged table
+// could list one block, or one hole, a million times.
+func (img *Image) usesAtLeast(n, blocks int64) bool {
 	end := ceilDiv(img.file.Size(), img.g.clusterSize())
 	if n > end {
 		return false
@@ -215,6 +217,8 @@ func (img *Image) usesAtLeast(n int64) bool {
 	if img.refs.table == nil && img.readRefTable() != nil {
 		return false
 	}
+	// Nothing behind the range of the refcount table is in use.
+	end = min(end, int64(len(img.refs.table))<<img.g.refBlockBits())
 	used := int64(0)
 	for i := int64(0); i < end && used < n; {
 		b, err := img.refBlockAt(i >> img.g.refBlockBits())
@@ -223,7 +227,10 @@ func (img *Image) usesAtLeast(n int64) bool {
 		}
 		next := min((i>>img.g.refBlockBits()+1)<<img.g.refBlockBits(), end)
 		if b != nil {
-			for k := i; k < next; k++ {
+			if blocks--; blocks < 0 {
+				return false
+			}
+			for k := i; k < next && b.free < img.g.refBlockEntries(); k++ {
 				if getRefcount(b.data, img.g.refcountOrder, k&(img.g.refBlockEntries()-1)) != 0 {
 					used++
 				}

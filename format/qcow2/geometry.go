@@ -14,6 +14,7 @@ const (
 	maxSnapshots     = 65536
 	maxSnapshotBytes = 64 << 20 // whole snapshot table
 	maxBackingName   = 1023
+	maxFileSize      = 1 << 62 // entries cannot refer to what lies behind 2^56 anyhow
 )
 
 // A guestOffset counts bytes of the disk that the guest sees.

@@ -26,6 +26,7 @@ const (
 	offSize             = 24
 	offL1Size           = 36 // 4 bytes, followed by the L1 offset, 8 bytes
 	offRefTableOffset   = 48 // 8 bytes, followed by the cluster count, 4 bytes
+	offSnapshotCount    = 60 // 4 bytes, followed by the table's offset, 8 bytes
 	offIncompatFeatures = 72
 	offAutoclear        = 88
 )

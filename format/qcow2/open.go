@@ -27,6 +27,9 @@ func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image
 		img.wr = w
 	}
 	size := file.Size()
+	if size > maxFileSize {
+		return nil, img.fail("open", unsupportedf("the file has %d bytes, more than %d", size, int64(maxFileSize)))
+	}
 	if err := img.readHead(size, opts); err != nil {
 		return nil, err
 	}
@@ -160,9 +163,12 @@ func (img *Image) readSnapshots() error {
 	if count == 0 {
 		return nil
 	}
-	rest := min(img.file.Size()-int64(img.hdr.snapshotsOffset), maxSnapshotBytes)
+	// A check goes on with a table behind the end of the file, as stock does:
+	// it reads as zeros, which are entries without anything.
+	rest := img.file.Size() - int64(img.hdr.snapshotsOffset)
+	rest = min(max(rest, int64(count)*snapshotFixed), maxSnapshotBytes)
 	for n := int64(64 << 10); ; n *= 4 {
-		n = max(min(n, rest), 0)
+		n = min(n, rest)
 		b := make([]byte, n)
 		if err := readPadded(img.file, b, int64(img.hdr.snapshotsOffset)); err != nil {
 			return couldNotRead("snapshots", err)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"sync"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
@@ -28,6 +30,10 @@ func (Driver) Probe([]byte, string) int { return 1 }
 func (Driver) Open(ctx context.Context, file block.Node, opts format.OpenOptions) (block.Node, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	if n := file.Size(); n > math.MaxInt64-(block.SectorSize-1) {
+		// Rounded up to sectors it would be negative.
+		return nil, fmt.Errorf("open %s: a file of %d bytes: %w", opts.Filename, n, syscall.EFBIG)
 	}
 	d := &Disk{file: file, name: opts.Filename, unsafe: opts.Unsafe}
 	if opts.Writable {

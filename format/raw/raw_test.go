@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lamina-vm/lamina/block"
@@ -160,6 +162,20 @@ func TestOddSize(t *testing.T) {
 		}
 		if _, err := d.ReadAt(p, 4600); !errors.Is(err, block.ErrClosed) {
 			t.Errorf("read after close: %v", err)
+		}
+	}
+}
+
+// TestLargestFile: the size of the largest file that there can be cannot be
+// rounded up to sectors.
+func TestLargestFile(t *testing.T) {
+	for n, ok := range map[int64]bool{math.MaxInt64: false, math.MaxInt64 - 511: true} {
+		d, err := raw.Driver{}.Open(t.Context(), memory.New(n), format.OpenOptions{Filename: "disk"})
+		if (err == nil) != ok || !ok && !errors.Is(err, syscall.EFBIG) {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+		if ok && d.Size() != n {
+			t.Errorf("%d bytes: size %d", n, d.Size())
 		}
 	}
 }
