@@ -41,6 +41,9 @@ The keys that are tried: --identity alone if given, else the key of this home
 and your ~/.ssh/id_*. Your known_hosts and ssh configuration are not used: each
 machine's host keys are kept in its own folder and go with it.
 
+The user is --user, else the one that the machine was made with or that the
+image is known for, else the one that the guest names when root knocks.
+
 A machine that is still booting is waited for.`,
 		Example:           "  lamina ssh web\n  lamina ssh web -- uname -a\n  lamina ssh web -i ~/.ssh/lab -l admin -- 'df -h | tail -1'",
 		ValidArgsFunction: completeMachines(a, false),
@@ -100,19 +103,11 @@ func (o *sshOptions) run(ctx context.Context, a *app, name string, command []str
 			return err
 		}
 	}
-	user := o.user
-	if user == "" {
-		user = m.User
-	}
-	if user == "" {
-		user = "root"
-		a.note("lamina: the image's user is not known; trying root (-l USER for another)")
-	}
 	h, err := home.Find()
 	if err != nil {
 		return err
 	}
-	argv := o.argv(m, user, h, command)
+	argv := o.argv(m, o.sshUser(ctx, a, program, m, h), h, command)
 	a.display.Close()
 	return fmt.Errorf("run %s: %w", program, syscall.Exec(program, argv, os.Environ()))
 }

@@ -105,6 +105,7 @@ const (
 	SerialLogOld  = "serial.log.1" // of the start before
 	QEMULogFile   = "qemu.log"
 	KnownHosts    = "known_hosts"
+	SSHUserFile   = "ssh_user" // whom the guest told ssh to log in as
 )
 
 // The runtime files of a machine's folder: gone when it is stopped.
