@@ -48,7 +48,7 @@ fuzz:
 
 ## bench: side by side with the stock tools, in one run, as ratios
 bench: deps build
-	$(GO) run ./internal/bench -bin bin
+	$(GO) run ./internal/bench -bin bin -check
 
 ## demo: from an image to ten thin machines at their login prompt
 demo: deps build
