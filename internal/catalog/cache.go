@@ -67,7 +67,8 @@ type partState struct {
 // busy is called once if it must wait.
 func (f *Fetcher) open(ctx context.Context, src source, busy func()) (*slot, error) {
 	dir := filepath.Join(f.Dir, src.folder())
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	// Its owner's alone: an image may have been fetched with a password.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("image cache: %w", err)
 	}
 	s := &slot{dir: dir, name: src.fileName()}

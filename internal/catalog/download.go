@@ -258,14 +258,7 @@ func because(ctx context.Context, err error) error {
 func (t *transfer) accept(res *http.Response) error {
 	switch res.StatusCode {
 	case http.StatusPartialContent:
-		start, total, ok := contentRange(res.Header.Get("Content-Range"))
-		if !ok || start != t.size || t.state.Total >= 0 && total >= 0 && total != t.state.Total {
-			if err := t.restart(); err != nil {
-				return err
-			}
-			return fmt.Errorf("%s: the server sends another part than was asked for (%q)", t.src, res.Header.Get("Content-Range"))
-		}
-		return nil
+		return t.acceptPart(res)
 	case http.StatusRequestedRangeNotSatisfiable:
 		if err := t.restart(); err != nil {
 			return err
@@ -292,6 +285,33 @@ func (t *transfer) accept(res *http.Response) error {
 	if err := writeJSON(t.slot.partState(), t.state); err != nil {
 		return &localError{err}
 	}
+	return nil
+}
+
+// acceptPart looks whether a part of a file continues what is there. Servers
+// that do not know If-Range send parts of a file that has changed meanwhile.
+func (t *transfer) acceptPart(res *http.Response) error {
+	same := func(header, had string) bool {
+		now := res.Header.Get(header)
+		return now == "" || had == "" || now == had
+	}
+	start, total, ok := contentRange(res.Header.Get("Content-Range"))
+	why := ""
+	switch {
+	case t.size == 0:
+		return fmt.Errorf("%s: the server sends a part, asked for all of it", t.src)
+	case !ok || start != t.size:
+		why = fmt.Sprintf("the server sends another part than was asked for (%q)", res.Header.Get("Content-Range"))
+	case t.state.Total >= 0 && total >= 0 && total != t.state.Total, !same("ETag", t.state.ETag), !same("Last-Modified", t.state.LastModified):
+		why = "the file has changed since its first part was fetched"
+	}
+	if why != "" {
+		if err := t.restart(); err != nil {
+			return err
+		}
+		return fmt.Errorf("%s: %s", t.src, why)
+	}
+	t.state.Total = max(t.state.Total, total) // not known until now, if the first answer did not say
 	return nil
 }
 

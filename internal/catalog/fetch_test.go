@@ -275,7 +275,7 @@ func TestWrongChecksum(t *testing.T) {
 		}
 	}
 	// A part that does not fit is thrown away once by itself.
-	p.set(func() { p.sums, p.cut = sha256Hex(p.image)+"  "+imageName+"\n", 50_000 })
+	p.set(func() { p.sums, p.cut = sha256Hex(p.image)+"  "+imageName+"\n", 40_000 })
 	ctx, cancel := context.WithCancel(t.Context())
 	onImage := func() {
 		if p.count("GET /x.img bytes=") > 0 {
