@@ -170,7 +170,10 @@ func them(n int) string {
 // its size and time of change tell: it costs one stat. ErrChanged if not.
 func (s *Store) Intact(ctx context.Context, digest string) error {
 	var size, mtime int64
-	err := s.db.QueryRowContext(ctx, `SELECT file_size, file_mtime FROM templates WHERE digest = ?`, digest).Scan(&size, &mtime)
+	var name string
+	err := s.db.QueryRowContext(ctx, `SELECT file_size, file_mtime,
+		coalesce((SELECT min(name) FROM template_names n WHERE n.digest = t.digest), t.digest)
+		FROM templates t WHERE digest = ?`, digest).Scan(&size, &mtime, &name)
 	if errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("template %.12s: %w", digest, ErrNotFound)
 	}
@@ -181,10 +184,10 @@ func (s *Store) Intact(ctx context.Context, digest string) error {
 	st, err := os.Lstat(path)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", ErrChanged, err)
+		return fmt.Errorf("%w: %s: %w: put the file back, or remove its machines and `lamina template rm %s`, and import the image again", ErrChanged, name, err, name)
 	case !st.Mode().IsRegular() || st.Size() != size || st.ModTime().UnixNano() != mtime:
-		return fmt.Errorf("%w: %s has %d bytes of %s, imported were %d of %s: the machines on it may be damaged; verify it",
-			ErrChanged, path, st.Size(), st.ModTime().Format(time.RFC3339Nano), size, time.Unix(0, mtime).Format(time.RFC3339Nano))
+		return fmt.Errorf("%w: %s: its file %s has %d bytes of %s, imported were %d of %s: `lamina template verify %s` tells whether the content is another one, and takes it back into use if not",
+			ErrChanged, name, path, st.Size(), st.ModTime().Format(time.RFC3339Nano), size, time.Unix(0, mtime).Format(time.RFC3339Nano), name)
 	}
 	return nil
 }
@@ -203,7 +206,7 @@ func (s *Store) Verify(ctx context.Context, digest string) error {
 		return err
 	}
 	if got != digest {
-		return fmt.Errorf("%w: %s has SHA-256 %s: restore it, or remove its machines and import it again", ErrChanged, path, got)
+		return fmt.Errorf("%w: %s has SHA-256 %s: put the file back as it was; else what its machines read of it is wrong: remove them and the template, and import the image again", ErrChanged, path, got)
 	}
 	_, err = s.db.ExecContext(ctx, `UPDATE templates SET file_size = ?, file_mtime = ? WHERE digest = ?`,
 		before.Size(), before.ModTime().UnixNano(), digest)
