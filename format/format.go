@@ -37,6 +37,12 @@ type Driver interface {
 	Options() []Option
 }
 
+// CreateChecker is a driver that can say what Create would refuse about size
+// and options, before there is a file: making one destroys what was there.
+type CreateChecker interface {
+	CheckCreate(size int64, opts CreateOptions) error
+}
+
 // ProbeSize is the number of bytes that [Driver].Probe is given.
 const ProbeSize = 2048
 

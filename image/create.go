@@ -78,6 +78,8 @@ type CreatePlan struct {
 	opts CreateOptions
 	drv  format.Driver
 	path string
+	// below are the files of the backing chain, as far as it was opened.
+	below []string
 }
 
 // PlanCreate checks what Create would do, and opens the backing file for its
@@ -102,6 +104,9 @@ func PlanCreate(ctx context.Context, name string, opts CreateOptions) (*CreatePl
 	}
 	if opts.BackingFile != "" {
 		if err := p.inspectBacking(ctx); err != nil {
+			return nil, err
+		}
+		if err := p.refuseOwnBacking(); err != nil {
 			return nil, err
 		}
 	} else if opts.SizeFromBacking {
@@ -141,6 +146,9 @@ func (p *CreatePlan) inspectBacking(ctx context.Context) error {
 		if o.SizeFromBacking {
 			p.Size = im.Node().Size()
 		}
+		for _, l := range im.Layers() {
+			p.below = append(p.below, l.Name)
+		}
 		detected := im.Format()
 		if err := im.Close(); err != nil {
 			return &BackingError{Overlay: p.Name, Name: o.BackingFile, Err: err}
@@ -158,6 +166,40 @@ func (p *CreatePlan) inspectBacking(ctx context.Context) error {
 	return nil
 }
 
+// refuseOwnBacking refuses to make the image in a file that it needs: the
+// backing file, or one below it, under whatever name.
+func (p *CreatePlan) refuseOwnBacking() error {
+	st, err := os.Stat(p.path)
+	if err != nil {
+		return nil // there is no such file yet
+	}
+	below := p.below
+	if loc, err := parseName(combine(p.path, p.opts.BackingFile)); err == nil && len(below) == 0 {
+		below = []string{loc.path}
+	}
+	for _, name := range below {
+		if other, err := os.Stat(name); err == nil && os.SameFile(st, other) {
+			return fmt.Errorf("%s is in its own backing chain: making an image there would destroy what it is to be based on: %w", p.Name, block.ErrBackingLoop)
+		}
+	}
+	return nil
+}
+
+// checkOptions asks the driver whether it would refuse size or options, before
+// an existing file is made empty for it.
+func (p *CreatePlan) checkOptions(opts format.CreateOptions) error {
+	c, ok := p.drv.(format.CreateChecker)
+	if !ok {
+		return nil
+	}
+	opts.Values = maps.Clone(opts.Values)
+	if p.drv.Name() != rawName {
+		delete(opts.Values, "nocow")
+		delete(opts.Values, "extent_size_hint")
+	}
+	return c.CheckCreate(p.Size, opts)
+}
+
 // Create makes a new image file, or makes an existing file into one. An
 // image that cannot be completed is removed.
 func Create(ctx context.Context, name string, opts CreateOptions) error {
@@ -170,16 +212,6 @@ func Create(ctx context.Context, name string, opts CreateOptions) error {
 
 // Create carries the plan out.
 func (p *CreatePlan) Create(ctx context.Context) (err error) {
-	f, made, err := createFile(p.path, p.drv.Name())
-	if err != nil {
-		return err
-	}
-	defer func() {
-		err = errors.Join(err, f.Close())
-		if err != nil {
-			made.undo()
-		}
-	}()
 	values := p.opts.Values
 	if values == nil {
 		values = map[string]string{}
@@ -192,6 +224,19 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 		BackingFile:   p.opts.BackingFile,
 		BackingFormat: p.opts.BackingFormat,
 	}
+	if err := p.checkOptions(opts); err != nil {
+		return err
+	}
+	f, made, err := createFile(p.path, p.drv.Name())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			made.undo()
+		}
+	}()
 	if p.drv.Name() != rawName {
 		if err := setAttributes(f, values); err != nil {
 			return err

@@ -459,6 +459,46 @@ func TestResizeKeepsPartitions(t *testing.T) {
 	}
 }
 
+// TestCreateKeepsExisting: what Create refuses, it refuses before the file that
+// is there is made empty.
+func TestCreateKeepsExisting(t *testing.T) {
+	dir := t.TempDir()
+	at := func(n string) string { return filepath.Join(dir, n) }
+	for _, name := range []string{"base", "mid"} {
+		stock(t, "-f", "qcow2", at(name), "1M")
+		disk(t, at(name), mib, 5)
+	}
+	qemutest.Img(t, "rebase", "-u", "-b", "base", "-F", "qcow2", at("mid"))
+	if err := os.Symlink("base", at("link")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(at("base"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		o    image.CreateOptions
+		want error
+	}{
+		{"base", image.CreateOptions{Format: "qcow2", Size: mib, Values: map[string]string{"cluster_size": "5"}}, block.ErrUnsupported},
+		{"base", image.CreateOptions{Format: "qcow2", Size: mib, Values: map[string]string{"nonsense": "5"}}, block.ErrUnsupported},
+		{"base", image.CreateOptions{Format: "qcow2", Size: 1 << 62}, block.ErrUnsupported},
+		{"base", image.CreateOptions{Format: "raw", Size: mib, Values: map[string]string{"preallocation": "metadata"}}, block.ErrUnsupported},
+		{"base", image.CreateOptions{Format: "qcow2", Size: mib, BackingFile: "base", BackingFormat: "qcow2"}, block.ErrBackingLoop},
+		{"link", image.CreateOptions{Format: "qcow2", Size: mib, BackingFile: "./base", BackingFormat: "qcow2"}, block.ErrBackingLoop},
+		{"base", image.CreateOptions{Format: "qcow2", Size: mib, BackingFile: "link", BackingFormat: "qcow2", Unchecked: true}, block.ErrBackingLoop},
+		{"base", image.CreateOptions{Format: "qcow2", BackingFile: "mid", BackingFormat: "qcow2", SizeFromBacking: true}, block.ErrBackingLoop},
+	} {
+		if err := image.Create(t.Context(), at(c.name), c.o); !errors.Is(err, c.want) {
+			t.Errorf("%s, %+v: %v", c.name, c.o, err)
+		}
+		if now, err := os.ReadFile(at("base")); err != nil || !bytes.Equal(now, before) {
+			t.Fatalf("%s, %+v: the file is no longer what it was, %v", c.name, c.o, err)
+		}
+	}
+}
+
 func TestCreateRefusals(t *testing.T) {
 	dir := t.TempDir()
 	at := func(n string) string { return filepath.Join(dir, n) }

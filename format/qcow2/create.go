@@ -44,7 +44,7 @@ func create(ctx context.Context, file block.Node, size int64, opts format.Create
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p, err := planCreate(size, opts)
+	p, l, head, err := prepareCreate(size, opts)
 	if err != nil {
 		return err
 	}
@@ -53,18 +53,23 @@ func create(ctx context.Context, file block.Node, size int64, opts format.Create
 		return fmt.Errorf("create %s: its file cannot be written: %w", opts.Filename, block.ErrReadOnly)
 	}
 	p.fileIsNotEmpty = file.Size() > 0
-	l := p.planLayout()
-	if l.refTable<<p.g.clusterBits > maxRefTableBytes {
-		return p.tooLarge()
-	}
-	head, err := p.head(l)
-	if err != nil {
-		return err
-	}
 	if err := p.write(ctx, w, l, head); err != nil {
 		return fmt.Errorf("create %s: %w", opts.Filename, err)
 	}
 	return nil
+}
+
+// prepareCreate checks size and options and lays the image out.
+func prepareCreate(size int64, opts format.CreateOptions) (p *createPlan, l layout, head []byte, err error) {
+	if p, err = planCreate(size, opts); err != nil {
+		return nil, l, nil, err
+	}
+	l = p.planLayout()
+	if l.refTable<<p.g.clusterBits > maxRefTableBytes {
+		return nil, l, nil, p.tooLarge()
+	}
+	head, err = p.head(l)
+	return p, l, head, err
 }
 
 // head returns the bytes of the header cluster.

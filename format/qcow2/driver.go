@@ -10,7 +10,10 @@ import (
 // Driver is the format driver.
 type Driver struct{}
 
-var _ format.Driver = Driver{}
+var (
+	_ format.Driver        = Driver{}
+	_ format.CreateChecker = Driver{}
+)
 
 // Name implements [format.Driver].
 func (Driver) Name() string { return "qcow2" }
@@ -35,6 +38,12 @@ func (Driver) Open(ctx context.Context, file block.Node, opts format.OpenOptions
 // Create implements [format.Driver].
 func (Driver) Create(ctx context.Context, file block.Node, size int64, opts format.CreateOptions) error {
 	return create(ctx, file, size, opts)
+}
+
+// CheckCreate implements [format.CreateChecker].
+func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
+	_, _, _, err := prepareCreate(size, opts)
+	return err
 }
 
 // Options implements [format.Driver]. What stock QEMU has beyond it

@@ -43,12 +43,12 @@ type choices struct {
 // Create implements [format.Driver]. The size is rounded up to
 // [block.SectorSize]. The option size, if given, is what the caller passes.
 func (Driver) Create(ctx context.Context, file block.Node, size int64, opts format.CreateOptions) error {
+	if err := (Driver{}).CheckCreate(size, opts); err != nil {
+		return err
+	}
 	c, err := parse(opts)
 	if err != nil {
 		return err
-	}
-	if size < 0 || size > math.MaxInt64-block.SectorSize {
-		return fmt.Errorf("create %s of %d bytes: %w", opts.Filename, size, block.ErrOutOfRange)
 	}
 	// Both are wishes that most file systems do not know.
 	if a, ok := block.As[interface{ SetExtentHint(int64) error }](file); ok && c.hasHint {
@@ -66,6 +66,17 @@ func (Driver) Create(ctx context.Context, file block.Node, size int64, opts form
 		return fmt.Errorf("create %s: the storage has a fixed size of %d bytes: %w", opts.Filename, file.Size(), block.ErrUnsupported)
 	}
 	return r.Resize(ctx, size, block.ResizeOptions{Prealloc: c.prealloc})
+}
+
+// CheckCreate implements [format.CreateChecker].
+func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
+	if _, err := parse(opts); err != nil {
+		return err
+	}
+	if size < 0 || size > math.MaxInt64-block.SectorSize {
+		return fmt.Errorf("create %s of %d bytes: %w", opts.Filename, size, block.ErrOutOfRange)
+	}
+	return nil
 }
 
 func parse(opts format.CreateOptions) (c choices, err error) {

@@ -17,7 +17,10 @@ import (
 // Driver is the raw format.
 type Driver struct{}
 
-var _ format.Driver = Driver{}
+var (
+	_ format.Driver        = Driver{}
+	_ format.CreateChecker = Driver{}
+)
 
 // Name implements [format.Driver].
 func (Driver) Name() string { return "raw" }
