@@ -27,6 +27,7 @@ func TestExpand(t *testing.T) {
 		{"{5..5}", "5"},
 		{"w-{1..10001}", "!more than"},
 		{"{1..101}{1..100}", "!more than"},
+		{"{1..10000}" + strings.Repeat("x", 1<<20), "!characters"},
 		{"{0..2147483647}", "!more than"},
 		{"{0..99999999999999999999}", "!not a range"},
 		{"{1..}", "!not a range"},

@@ -9,12 +9,19 @@ import (
 // MaxExpansion is the largest number of names that one request may make.
 const MaxExpansion = 10_000
 
+// maxPattern is the longest pattern in bytes. Each of the names is at most as
+// long, which bounds what a pattern can make.
+const maxPattern = 4096
+
 // Expand returns the names that a pattern stands for, in order. As in a shell,
 // {01..10} counts (as wide as the wider end when either begins with a zero),
 // {a..e} goes through letters, {web,db} lists; several braces make every
 // combination, the last one changing fastest. A pattern without braces is one
 // name. Braces do not nest. The names are not checked otherwise.
 func Expand(pattern string) ([]string, error) {
+	if len(pattern) > maxPattern {
+		return nil, fmt.Errorf("%w: pattern %.60q... has %d characters, at most %d are allowed", ErrInvalid, pattern, len(pattern), maxPattern)
+	}
 	out := []string{""}
 	for rest := pattern; rest != ""; {
 		open := strings.IndexAny(rest, "{}")
