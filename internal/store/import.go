@@ -105,8 +105,8 @@ func fingerprint(path, format string) (source, error) {
 // where there is none or the template is not whole any more.
 func (s *Store) known(ctx context.Context, f source) (string, error) {
 	var digest string
-	err := s.db.QueryRowContext(ctx, `SELECT digest FROM sources WHERE path = ? AND format = ?
-		AND dev = ? AND inode = ? AND size = ? AND mtime = ? AND ctime = ?`,
+	err := s.db.QueryRowContext(ctx, `SELECT digest FROM sources JOIN templates USING (digest)
+		WHERE state = 'ready' AND path = ? AND format = ? AND dev = ? AND inode = ? AND size = ? AND mtime = ? AND ctime = ?`,
 		f.path, f.format, f.dev, f.inode, f.size, f.mtime, f.ctime).Scan(&digest)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", nil
@@ -184,6 +184,9 @@ func (s *Store) publishTemplate(ctx context.Context, tmp, digest string, size in
 	if err != nil {
 		return api.Template{}, fmt.Errorf("store: %w", err)
 	}
+	if err := s.finishTemplate(ctx, digest); err != nil {
+		return api.Template{}, err
+	}
 	isNew := false
 	var name string
 	err = transact(ctx, s.db, func(tx *sql.Tx) error {
@@ -226,6 +229,21 @@ func (s *Store) publishTemplate(ctx context.Context, tmp, digest string, size in
 		return api.Template{}, errors.Join(err, e)
 	}
 	return s.Template(ctx, name)
+}
+
+// finishTemplate finishes the removal of a template that failed half way (the
+// caller holds s.publish, so nobody is at it), which would be taken for a whole
+// one by its row.
+func (s *Store) finishTemplate(ctx context.Context, digest string) error {
+	var n int
+	err := s.db.QueryRowContext(ctx, `SELECT count(*) FROM templates WHERE digest = ? AND state <> 'ready'`, digest).Scan(&n)
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	if n == 0 {
+		return nil
+	}
+	return s.dropTemplate(ctx, digest)
 }
 
 func (s *Store) placeTemplate(ctx context.Context, tmp, digest string) error {

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+
+	"golang.org/x/sys/unix"
 )
 
 // The names that the store gives. Nothing else in its folders is touched.
@@ -101,10 +103,17 @@ func (s *Store) removeMachineFolder(id string) error {
 	if !machineIDPattern.MatchString(id) {
 		return fmt.Errorf("store: %w: machine id %q", ErrInvalid, id)
 	}
-	if err := os.RemoveAll(s.home.Machine(id)); err != nil {
-		return fmt.Errorf("store: %w", err)
+	// A picture of the screen may be on its way while its machine ends: what
+	// comes into the folder behind the look at it goes with the next look.
+	for try := 1; ; try++ {
+		err := os.RemoveAll(s.home.Machine(id))
+		if err == nil {
+			return nil
+		}
+		if try == 5 || !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("store: %w", err)
+		}
 	}
-	return nil
 }
 
 func (s *Store) removeTemplateFile(digest string) error {

@@ -199,3 +199,28 @@ func TestConcurrentImports(t *testing.T) {
 		t.Errorf("%d files, %v", len(entries), err)
 	}
 }
+
+// TestImportAfterFailedRemoval: a removal that failed half way (an error of the
+// disk) is finished by the next import of the same content.
+func TestImportAfterFailedRemoval(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, home.At(filepath.Join(dir, "h")))
+	source := writeImage(t, filepath.Join(dir, "i"), "x")
+	for _, known := range []bool{true, false} {
+		tm := importImage(t, s, source, "one")
+		if _, err := s.db.ExecContext(t.Context(), `UPDATE templates SET state = 'removing'`); err != nil {
+			t.Fatal(err)
+		}
+		if !known {
+			later(t, source)
+		}
+		again, _, err := s.Import(t.Context(), Import{Path: source, Name: "again"}, nil)
+		if err != nil || again.Digest != tm.Digest || again.Name != "again" {
+			t.Errorf("%+v, %v", again, err)
+		}
+		requireWhole(t, s)
+		if err := s.RemoveTemplate(t.Context(), "again"); err != nil {
+			t.Error(err)
+		}
+	}
+}
