@@ -1,60 +1,61 @@
 package qcow2
 
-// setChunkBits is log2 of the clusters in one chunk of a clusterSet.
-const setChunkBits = 12
+import "math/bits"
 
 // clusterSet is a set of host clusters by index, sparse: it takes memory where
-// it has members. The zero value is empty.
+// it has members, a few words for each 64 clusters, wherever a damaged table
+// may point. The zero value is empty.
 type clusterSet struct {
-	chunks map[int64]*[1 << setChunkBits / 64]uint64
+	words map[int64]uint64 // by cluster / 64
 }
 
 // add adds the clusters [first, first+n).
 func (s *clusterSet) add(first, n int64) {
-	if s.chunks == nil {
-		s.chunks = map[int64]*[1 << setChunkBits / 64]uint64{}
+	if s.words == nil {
+		s.words = map[int64]uint64{}
 	}
-	for i := first; i < first+n; i++ {
-		c := s.chunks[i>>setChunkBits]
-		if c == nil {
-			c = new([1 << setChunkBits / 64]uint64)
-			s.chunks[i>>setChunkBits] = c
-		}
-		c[i&(1<<setChunkBits-1)/64] |= 1 << (i & 63)
+	for i := first; i < first+n; {
+		mask, next := wordMask(i, first+n)
+		s.words[i>>6] |= mask
+		i = next
 	}
 }
 
 // remove removes the clusters [first, first+n).
 func (s *clusterSet) remove(first, n int64) {
-	for i := first; i < first+n; i++ {
-		if c := s.chunks[i>>setChunkBits]; c != nil {
-			c[i&(1<<setChunkBits-1)/64] &^= 1 << (i & 63)
+	for i := first; i < first+n; {
+		mask, next := wordMask(i, first+n)
+		if w := s.words[i>>6] &^ mask; w != 0 {
+			s.words[i>>6] = w
+		} else {
+			delete(s.words, i>>6)
 		}
+		i = next
 	}
 }
 
 // has reports whether cluster i is a member.
-func (s *clusterSet) has(i int64) bool {
-	c := s.chunks[i>>setChunkBits]
-	return c != nil && c[i&(1<<setChunkBits-1)/64]&(1<<(i&63)) != 0
-}
+func (s *clusterSet) has(i int64) bool { return s.words[i>>6]&(1<<(i&63)) != 0 }
 
 // first returns the first member of [i, i+n), or -1.
 func (s *clusterSet) first(i, n int64) int64 {
 	for end := i + n; i < end; {
-		c := s.chunks[i>>setChunkBits]
-		if c == nil {
-			i = (i>>setChunkBits + 1) << setChunkBits
-			continue
+		mask, next := wordMask(i, end)
+		if w := s.words[i>>6] & mask; w != 0 {
+			return i&^63 + int64(bits.TrailingZeros64(w))
 		}
-		if i&63 == 0 && c[i&(1<<setChunkBits-1)/64] == 0 {
-			i += 64
-			continue
-		}
-		if c[i&(1<<setChunkBits-1)/64]&(1<<(i&63)) != 0 {
-			return i
-		}
-		i++
+		i = next
 	}
 	return -1
+}
+
+// wordMask returns the bits of [i, end) in the word of i, and where the next
+// word begins.
+func wordMask(i, end int64) (mask uint64, next int64) {
+	next = i&^63 + 64
+	mask = ^uint64(0) << (i & 63)
+	if end < next {
+		mask &= 1<<(end&63) - 1
+	}
+	return mask, next
 }

@@ -134,17 +134,17 @@ func requireRefcounts(img *Image) error {
 	}
 	img.mu.Lock()
 	defer img.mu.Unlock()
-	for chunk, counts := range refs.count {
-		for i, want := range counts {
+	for chunk := range refs.counts.chunks {
+		for c := chunk * countChunk; c < (chunk+1)*countChunk; c++ {
+			want := refs.of(c)
 			if want == 0 {
 				continue
 			}
-			c := chunk<<setChunkBits + int64(i)
 			have, err := img.refcount(c)
 			if err != nil {
 				return err
 			}
-			if have < uint64(want) {
+			if have < want {
 				return fmt.Errorf("cluster at offset %#x has refcount %d and %d references", c<<img.g.clusterBits, have, want)
 			}
 		}

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -79,6 +80,56 @@ func TestSnapshotTableOutside(t *testing.T) {
 		t.Errorf("ours %+v\nstock %+v", ours, stock)
 	}
 	if img, err := openFile(name, false); !errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("opened: %v, %v", img, err)
+	}
+}
+
+// TestDirtyHuge opens a dirty image for writing whose file claims more
+// clusters than can be looked at, and one that counts on clusters behind the
+// end of its file.
+func TestDirtyHuge(t *testing.T) {
+	dirty := be64(offIncompatFeatures, incompatDirty)
+	for _, options := range []string{"cluster_size=512,refcount_bits=64", "cluster_size=512,refcount_bits=1"} {
+		name := hostile(t, options, dirty)
+		a := dissect(t, name)
+		// The last refcount of a block that nothing in the file needs.
+		last := a.blocks[len(a.blocks)-1]
+		patchFile(t, name, patch{last + 511, []byte{0x80}})
+		size := int64(1 << 61)
+		if options == "cluster_size=512,refcount_bits=1" {
+			size = int64(len(a.content))
+		}
+		if err := os.Truncate(name, size); err != nil {
+			t.Fatal(err)
+		}
+		img, err := openFile(name, true)
+		if err != nil {
+			t.Fatalf("%s: %v", options, err)
+		}
+		if n, err := img.refcount(int64(len(a.blocks))<<a.g.refBlockBits() - 1); n != 0 || err != nil {
+			t.Errorf("%s: refcount behind the end of the file: %d, %v", options, n, err)
+		}
+		if _, err := img.WriteAt([]byte("x"), 512<<10); err != nil {
+			t.Errorf("%s: %v", options, err)
+		}
+		if err := img.Close(); err != nil {
+			t.Errorf("%s: %v", options, err)
+		}
+	}
+}
+
+// TestDirtyShared: a damaged image whose tables share one place is refused
+// rather than walked as often as it says.
+func TestDirtyShared(t *testing.T) {
+	name := hostile(t, "cluster_size=64k", be64(offIncompatFeatures, incompatDirty))
+	a := dissect(t, name)
+	rt := int64(a.h.refTableOffset)
+	var entries []byte
+	for range 8192 {
+		entries = binary.BigEndian.AppendUint64(entries, uint64(a.blocks[0]))
+	}
+	patchFile(t, name, patch{rt, entries})
+	if img, err := openFile(name, true); !errors.Is(err, block.ErrCorrupt) {
 		t.Errorf("opened: %v, %v", img, err)
 	}
 }

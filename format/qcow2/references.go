@@ -8,18 +8,13 @@ import (
 // references counts what the image's tables refer to, by host cluster: what
 // the refcounts have to be.
 type references struct {
-	g     geometry
-	end   int64 // host offset behind which no reference may point
-	count map[int64]*[1 << setChunkBits]uint32
+	g      geometry
+	end    int64 // host offset behind which no reference may point
+	counts referenceCounts
 }
 
 // of returns the references to a cluster.
-func (r *references) of(cluster int64) uint64 {
-	if c := r.count[cluster>>setChunkBits]; c != nil {
-		return uint64(c[cluster&(1<<setChunkBits-1)])
-	}
-	return 0
-}
+func (r *references) of(cluster int64) uint64 { return r.counts.get(cluster) }
 
 // add counts a reference to every cluster of [off, off+n).
 func (r *references) add(what string, off hostOffset, n int64) error {
@@ -30,21 +25,28 @@ func (r *references) add(what string, off hostOffset, n int64) error {
 		return corruptf("%s at offset %#x, %d bytes, does not lie in the file", what, int64(off), n)
 	}
 	for i := r.g.cluster(int64(off)); i <= r.g.cluster(int64(off)+n-1); i++ {
-		c := r.count[i>>setChunkBits]
-		if c == nil {
-			c = new([1 << setChunkBits]uint32)
-			r.count[i>>setChunkBits] = c
+		if !r.counts.add(i, r.g.maxRefcount()) {
+			return errRefcountFull
 		}
-		c[i&(1<<setChunkBits-1)]++
 	}
 	return nil
+}
+
+// addOwn is add for what cannot share its first cluster with anything: a
+// damaged image could otherwise have the same table walked without end.
+func (r *references) addOwn(what string, off hostOffset, n int64) error {
+	err := r.add(what, off, n)
+	if err == nil && n > 0 && r.of(r.g.cluster(int64(off))) > 1 {
+		err = corruptf("%s at offset %#x lies where something else does", what, int64(off))
+	}
+	return err
 }
 
 // countReferences walks all tables in the file. Nothing may be waiting to be
 // written.
 func (img *Image) countReferences() (*references, error) {
 	g := img.g
-	r := &references{g: g, end: g.roundUp(img.file.Size()), count: map[int64]*[1 << setChunkBits]uint32{}}
+	r := &references{g: g, end: g.roundUp(img.file.Size())}
 	h := &img.hdr
 	if err := r.add("header", 0, g.clusterSize()); err != nil {
 		return nil, err
@@ -59,7 +61,7 @@ func (img *Image) countReferences() (*references, error) {
 		if e.block() == 0 {
 			continue
 		}
-		if err := r.add("refcount block", e.block(), g.clusterSize()); err != nil {
+		if err := r.addOwn("refcount block", e.block(), g.clusterSize()); err != nil {
 			return nil, err
 		}
 	}
@@ -75,7 +77,7 @@ func (img *Image) countReferences() (*references, error) {
 // countL1 counts an L1 table and all that it refers to.
 func (img *Image) countL1(r *references, off hostOffset, l1 []l1Entry) error {
 	g := img.g
-	if err := r.add("L1 table", off, int64(len(l1))*8); err != nil {
+	if err := r.addOwn("L1 table", off, int64(len(l1))*8); err != nil {
 		return err
 	}
 	b := make([]byte, g.clusterSize())
@@ -169,7 +171,7 @@ func (img *Image) countBitmaps(r *references) error {
 			return corruptf("bitmap directory entry is too large")
 		}
 		dir = dir[n:]
-		if err := r.add("bitmap table", off, entries*8); err != nil {
+		if err := r.addOwn("bitmap table", off, entries*8); err != nil {
 			return err
 		}
 		table := make([]byte, entries*8)

@@ -11,6 +11,11 @@ func (img *Image) repairDirty() error {
 	if err != nil {
 		return err
 	}
+	// What the file is too short for was never written; its refcounts would
+	// be in the way of new refcount blocks there.
+	if err := img.setRefcounts(refs, true); err != nil {
+		return err
+	}
 	for {
 		missing, err := img.missingBlocks(refs)
 		if err != nil {
@@ -41,7 +46,7 @@ func (img *Image) repairDirty() error {
 			return err
 		}
 	}
-	if err := img.setRefcounts(refs); err != nil {
+	if err := img.setRefcounts(refs, false); err != nil {
 		return err
 	}
 	if err := img.writeback(true); err != nil {
@@ -69,12 +74,12 @@ func (img *Image) missingBlocks(refs *references) ([]int64, error) {
 		}
 		return err
 	}
-	for chunk, counts := range refs.count {
-		for i, n := range counts {
-			if n == 0 {
+	for chunk := range refs.counts.chunks {
+		for i := range int64(countChunk) {
+			if refs.of(chunk*countChunk+i) == 0 {
 				continue
 			}
-			if err := lacks((chunk<<setChunkBits + int64(i)) >> g.refBlockBits()); err != nil {
+			if err := lacks((chunk*countChunk + i) >> g.refBlockBits()); err != nil {
 				return nil, err
 			}
 		}
@@ -96,37 +101,48 @@ func (img *Image) missingBlocks(refs *references) ([]int64, error) {
 }
 
 // setRefcounts sets the refcounts of everything that was in the file when it
-// was walked.
-func (img *Image) setRefcounts(refs *references) error {
+// was walked; with all, those of what lies behind it to 0.
+func (img *Image) setRefcounts(refs *references, all bool) error {
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	g := img.g
-	for c := int64(0); c < g.cluster(refs.end); c++ {
-		b, err := img.refBlockAt(c >> g.refBlockBits())
+	for i := range int64(len(img.refs.table)) {
+		first := i << g.refBlockBits()
+		n := g.refBlockEntries()
+		if !all {
+			n = min(n, g.cluster(refs.end)-first)
+		}
+		if n <= 0 {
+			return nil
+		}
+		b, err := img.refBlockAt(i)
 		if err != nil {
 			return err
 		}
-		want := refs.of(c)
 		if b == nil {
-			continue // and nothing refers to it
+			continue // and nothing refers to what it would count
 		}
-		if want > g.maxRefcount() {
-			return errRefcountFull
-		}
-		in := c & (g.refBlockEntries() - 1)
-		have := getRefcount(b.data, g.refcountOrder, in)
-		if have == want {
-			continue
-		}
-		setRefcount(b.data, g.refcountOrder, in, want)
-		b.touch(g.refcountOrder, in)
-		switch {
-		case have == 0:
-			b.free--
-		case want == 0:
-			b.free, b.low = b.free+1, min(b.low, in)
-			img.refs.hint = min(img.refs.hint, c)
+		for in := range n {
+			img.setRefcount(b, first, in, refs.of(first+in))
 		}
 	}
 	return nil
+}
+
+// setRefcount sets a refcount of a block whose range begins with the cluster
+// first. The caller holds mu.
+func (img *Image) setRefcount(b *refBlock, first, in int64, want uint64) {
+	have := getRefcount(b.data, img.g.refcountOrder, in)
+	if have == want {
+		return
+	}
+	setRefcount(b.data, img.g.refcountOrder, in, want)
+	b.touch(img.g.refcountOrder, in)
+	switch {
+	case have == 0:
+		b.free--
+	case want == 0:
+		b.free, b.low = b.free+1, min(b.low, in)
+		img.refs.hint = min(img.refs.hint, first+in)
+	}
 }
