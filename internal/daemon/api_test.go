@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -260,6 +261,61 @@ func TestLateLogin(t *testing.T) {
 	}
 	if _, e := x.stream("GET", "/v1/machines/m/boot", nil, nil); e != nil {
 		t.Errorf("boot: %v", e)
+	}
+}
+
+// TestLoginWithoutDaemon: a guest that was given up comes to its prompt while no
+// daemon runs.
+func TestLoginWithoutDaemon(t *testing.T) {
+	driver := &fakeDriver{script: func(m *fakeMachine) {
+		m.say("[    0.000000] Linux version 6.1.0\r\n[    2.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\r\n")
+	}}
+	x := serve(t, Options{Driver: driver})
+	if _, e := x.stream("POST", "/v1/machines", api.RunRequest{Image: x.image, Name: "m"}, nil); e == nil || e.Code != api.CodeBoot {
+		t.Fatalf("%+v", e)
+	}
+	guest := driver.machine(t, x.machine("m").Dir)
+	x.stop()
+	guest.say("[    0.000000] Linux version 6.1.0\r\n\r\nguest login: ")
+	x.start()
+	if m := x.await("m", api.Login); m.Problem != nil {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestLoginAtTheLastMoment: the prompt comes while the problem is being told.
+func TestLoginAtTheLastMoment(t *testing.T) {
+	watched := 0
+	driver := &fakeDriver{script: bootAndWait}
+	x := serve(t, Options{Driver: driver, Watch: func(ctx context.Context, src boot.Sources, o boot.Options) (boot.Result, error) {
+		if watched++; watched > 1 {
+			return boot.Watch(ctx, src, o)
+		}
+		for _, m := range driver.all() {
+			m.say("\r\nguest login: ")
+		}
+		return boot.Result{Stage: boot.StageKernel, Problem: &boot.Problem{Kind: boot.KindStalled}}, nil
+	}})
+	if _, e := x.stream("POST", "/v1/machines", api.RunRequest{Image: x.image, Name: "m"}, nil); e == nil || e.Code != api.CodeBoot {
+		t.Fatalf("%+v", e)
+	}
+	x.await("m", api.Login)
+}
+
+// TestLastLine: a prompt is a line without an end.
+func TestLastLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if got := lastLine(path); got != 0 {
+		t.Errorf("no log: %d", got)
+	}
+	long := strings.Repeat("x", 2000)
+	for text, want := range map[string]int64{"": 0, "a": 0, "a\n": 2, "a\nb": 2, long: 2000 - 512, long + "\ngrub> ": 2001} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := lastLine(path); got != want {
+			t.Errorf("%.20q: %d, want %d", text, got, want)
+		}
 	}
 }
 

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -98,6 +100,12 @@ func (d *fakeDriver) machine(t testing.TB, dir string) *fakeMachine {
 		t.Fatalf("no machine runs in %s", dir)
 	}
 	return m
+}
+
+func (d *fakeDriver) all() []*fakeMachine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Collect(maps.Values(d.running))
 }
 
 func (d *fakeDriver) count() (running, starts int) {

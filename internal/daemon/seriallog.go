@@ -134,6 +134,35 @@ func tailOffset(path string, lines int, most int64) (int64, error) {
 	return floor, nil
 }
 
+// size is that of a log, 0 where there is none.
+func size(path string) int64 {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// lastLine is where the line begins that a log ends in: a prompt is a line
+// without an end. It looks back some bytes, as no prompt is long.
+func lastLine(path string) int64 {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = f.Close() }()
+	end := size(path)
+	buf := make([]byte, min(end, 512))
+	n, err := f.ReadAt(buf, end-int64(len(buf)))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return end
+	}
+	if i := bytes.LastIndexByte(buf[:n], '\n'); i >= 0 {
+		return end - int64(len(buf)) + int64(i) + 1
+	}
+	return end - int64(len(buf))
+}
+
 // patientWriter gives a client time for each piece, and no more.
 type patientWriter struct {
 	w   http.ResponseWriter

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
@@ -87,7 +86,8 @@ func (m *machine) attach(machine vm.Machine, timeout time.Duration) *run {
 	case last.Problem != nil:
 		r.boot.add(api.Event{Step: "boot", Machine: m.name, Boot: &boot.Event{Stage: last.Stage}})
 		r.boot.finish(bootError(m.name, last.Problem))
-		watchers.Go(func() { m.watchOn(ctx, r) })
+		// From its first byte: what came while no daemon ran may be a login.
+		watchers.Go(func() { m.watchOn(ctx, r, 0) })
 	default:
 		watchers.Go(func() { m.watch(ctx, r, timeout) })
 	}
@@ -131,7 +131,7 @@ func (m *machine) watch(ctx context.Context, r *run, timeout time.Duration) {
 		m.d.log.Warn("boot stopped", "machine", m.name, "stage", res.Stage.String(), "kind", res.Problem.Kind)
 		m.record(r, res)
 		r.boot.finish(bootError(m.name, res.Problem))
-		m.watchOn(ctx, r)
+		m.watchOn(ctx, r, lastLine(r.vm.SerialLog()))
 	default:
 		m.record(r, res)
 		r.boot.finish(nil)
@@ -140,13 +140,10 @@ func (m *machine) watch(ctx context.Context, r *run, timeout time.Duration) {
 
 // watchOn waits for a guest that was given up, and reaches its login prompt
 // after all: when its metadata service timed out, or somebody helped it along.
-func (m *machine) watchOn(ctx context.Context, r *run) {
-	st, err := os.Stat(r.vm.SerialLog())
-	if err != nil {
-		return // the machine is gone
-	}
+// It reads the serial log behind its first skip bytes.
+func (m *machine) watchOn(ctx context.Context, r *run, skip int64) {
 	const forever = 10 * 365 * 24 * time.Hour
-	for skip := st.Size(); !ended(r); {
+	for !ended(r) {
 		res, err := m.watchFrom(ctx, r, skip, boot.Options{Timeout: forever, Stall: forever})
 		switch {
 		case err != nil:
@@ -156,13 +153,31 @@ func (m *machine) watchOn(ctx context.Context, r *run) {
 			m.record(r, res)
 			return
 		}
-		// Another dead end: what comes after it may still be a login.
-		st, err := os.Stat(r.vm.SerialLog())
-		if err != nil || st.Size() <= skip {
+		// Another dead end, or the same again: what comes after it may
+		// still be a login.
+		had := size(r.vm.SerialLog())
+		skip = lastLine(r.vm.SerialLog())
+		if !m.moreThan(ctx, r, had) {
 			return
 		}
-		skip = st.Size()
 	}
+}
+
+// moreThan waits until the serial log has more bytes than it had; false where
+// nothing more will come.
+func (m *machine) moreThan(ctx context.Context, r *run, had int64) bool {
+	poll := time.NewTicker(250 * time.Millisecond)
+	defer poll.Stop()
+	for size(r.vm.SerialLog()) <= had {
+		select {
+		case <-poll.C:
+		case <-r.ended:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 func ended(r *run) bool {
