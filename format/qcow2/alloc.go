@@ -287,17 +287,28 @@ func (img *Image) release(first, n int64) {
 	img.freed = append(img.freed, freedRun{first, n})
 }
 
-// releaseEntry releases what an L2 entry referred to.
-func (img *Image) releaseEntry(e l2Entry) {
+// releaseEntry releases what an L2 entry referred to, unless the image's own
+// tables lie there: freeing, and discarding, them would destroy the image.
+func (img *Image) releaseEntry(e l2Entry) error {
+	var first, n int64
 	switch e.kind() {
 	case clusterData, clusterZeroAlloc:
-		img.release(img.g.cluster(int64(e.host())), 1)
+		first, n = img.g.cluster(int64(e.host())), 1
 	case clusterCompressed:
-		off, n := e.compressedRange(img.g)
-		first := img.g.cluster(int64(off))
-		img.release(first, img.g.cluster(int64(off)+n-1)-first+1)
+		off, length := e.compressedRange(img.g)
+		first = img.g.cluster(int64(off))
+		n = img.g.cluster(int64(off)+length-1) - first + 1
+	default:
+		return nil
+	}
+	if bad := img.meta.first(first, n); bad >= 0 {
+		return img.refuseWrites(corruptf("an L2 entry says that the cluster at offset %#x is guest data, but it holds metadata; freeing it would destroy the image: run a check with repair", bad<<img.g.clusterBits))
+	}
+	img.release(first, n)
+	if e.kind() == clusterCompressed {
 		img.inflated.drop(e)
 	}
+	return nil
 }
 
 // abandon gives back clusters that nothing in the file refers to yet. An error

@@ -269,7 +269,6 @@ func (img *Image) reload() error {
 	img.l2 = newL2Cache(img.g)
 	img.openEnd = img.g.roundUp(img.file.Size())
 	img.fileEnd = img.openEnd
-	img.meta = clusterSet{}
 	if err := img.readRefTable(); err != nil {
 		return err
 	}

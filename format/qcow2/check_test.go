@@ -237,11 +237,11 @@ func requireUntouched(t *testing.T, before, after string) {
 }
 
 // normal takes out what may differ: whether a broken image is also marked as
-// corrupt by the mere check.
+// corrupt by the mere check, and that stock tried to free what it must not.
 func normal(lines []string) []string {
 	var out []string
 	for _, l := range lines {
-		if !strings.HasPrefix(l, "qcow2: ") {
+		if !strings.HasPrefix(l, "qcow2: ") && !strings.HasPrefix(l, "qcow2_free_clusters failed: ") {
 			out = append(out, l)
 		}
 	}

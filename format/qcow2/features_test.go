@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -202,9 +203,12 @@ func TestMetadataGuarded(t *testing.T) {
 			binary.BigEndian.PutUint64(b[l2+8:], 1<<63)
 			binary.BigEndian.PutUint64(b[l2:], l2|entryCopied)
 		},
-		"the L1 table is free":   func(b []byte) { b[0x20000+2*(l1>>16)+1] = 0 },
-		"the L2 table is free":   func(b []byte) { b[0x20000+2*(l2>>16)+1] = 0 },
-		"the refcounts are free": func(b []byte) { clear(b[0x20000:0x20100]) },
+		"L2 table on the refcount block": func(b []byte) { binary.BigEndian.PutUint64(b[l1:], 0x20000|entryCopied) },
+		"L2 table on the header's L1":    func(b []byte) { binary.BigEndian.PutUint64(b[l1:], l1|entryCopied) },
+		"L1 table on the header":         func(b []byte) { binary.BigEndian.PutUint64(b[40:], 0) },
+		"the L1 table is free":           func(b []byte) { b[0x20000+2*(l1>>16)+1] = 0 },
+		"the L2 table is free":           func(b []byte) { b[0x20000+2*(l2>>16)+1] = 0 },
+		"the refcounts are free":         func(b []byte) { clear(b[0x20000:0x20100]) },
 	} {
 		b := append([]byte(nil), good...)
 		damage(b)
@@ -235,4 +239,84 @@ func TestMetadataGuarded(t *testing.T) {
 			t.Errorf("%s: metadata was overwritten", name)
 		}
 	}
+}
+
+// TestMetadataNotFreed: discarding guest data that a damaged table says lies on
+// metadata does not free the metadata, which would punch a hole there.
+func TestMetadataNotFreed(t *testing.T) {
+	for _, op := range []struct {
+		name string
+		do   func(*Image) error
+	}{
+		{"discard", func(img *Image) error { return img.Discard(0, 64<<10) }},
+		{"zero", func(img *Image) error { return img.WriteZeroes(0, 64<<10, block.ZeroMayUnmap) }},
+		{"shrink", func(img *Image) error {
+			return img.Resize(context.Background(), 512, block.ResizeOptions{AllowShrink: true})
+		}},
+	} {
+		path := hostile(t, "cluster_size=4k")
+		a := dissect(t, path)
+		on := a.h.l1Offset
+		patchFile(t, path, be64(a.l2[0]+8, on|entryCopied), be64(a.l2[0], on|entryCopied))
+		img, err := openFile(path, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := op.do(img); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%s: %v", op.name, err)
+		}
+		if err := img.Close(); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%s: close: %v", op.name, err)
+		}
+		after := dissect(t, path)
+		if !slices.Equal(after.l2, a.l2) || !slices.Equal(after.blocks, a.blocks) {
+			t.Errorf("%s: metadata was freed", op.name)
+		}
+	}
+}
+
+// TestFlagsMissing writes to an image whose COPIED flags a crash of another
+// program left cleared though nothing is shared: every table and cluster is
+// copied once, and the old ones can be used again.
+func TestFlagsMissing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.qcow2")
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M")
+	qemutest.IO(t, "qcow2", path, "write -P 5 0 1M")
+	a := dissect(t, path)
+	var patches []patch
+	for i, table := range a.l2 {
+		at := int64(a.h.l1Offset) + int64(i)*8
+		patches = append(patches, be64(at, a.at(at)&^entryCopied))
+		for k := range a.g.l2Entries() {
+			patches = append(patches, be64(table+k*8, a.at(table+k*8)&^entryCopied))
+		}
+	}
+	patchFile(t, path, patches...)
+	img, err := openFile(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 1<<20)
+	for pass := range byte(3) {
+		for i := range want {
+			want[i] = pass + byte(i>>9)
+		}
+		for off := 0; off < len(want); off += 64 << 10 {
+			if _, err := img.WriteAt(want[off:off+64<<10], int64(off)); err != nil {
+				t.Fatalf("pass %d, offset %d: %v", pass, off, err)
+			}
+			if err := img.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := img.Resize(t.Context(), 512<<10, block.ResizeOptions{AllowShrink: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := img.Close(); err != nil {
+		t.Fatal(err)
+	}
+	qemutest.RequireClean(t, path)
+	writeRaw(t, path+".raw", want[:512<<10])
+	qemutest.RequireSame(t, "qcow2", path, "raw", path+".raw")
 }

@@ -119,6 +119,9 @@ func (img *Image) begin() error {
 	if img.begun.Load() {
 		return nil
 	}
+	if img.overlap != nil {
+		return img.refuseWrites(img.overlap)
+	}
 	img.mu.Lock()
 	h := img.hdr
 	lazy := h.compat&compatLazyRefcounts != 0 && h.version >= 3

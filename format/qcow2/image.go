@@ -36,6 +36,7 @@ type Image struct {
 	snapshots     []snapshot
 	snapshotBytes int64 // of the snapshot table
 	openEnd       int64 // size of the file at open, rounded up to clusters
+	overlap       error // two tables lie at one place; nothing may be changed
 
 	size   atomic.Int64 // virtual size
 	closed atomic.Bool

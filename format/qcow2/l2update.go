@@ -23,12 +23,31 @@ func (img *Image) tableForWrite(index int) (hostOffset, error) {
 		_ = img.addRefs(first, 1, -1) // nothing refers to it; an error leaks it
 		return 0, err
 	}
+	if err := img.leaveTable(e.l2Table()); err != nil {
+		return 0, err
+	}
 	img.l1[index] = newL1Entry(table)
 	img.l1Dirty.add(int64(index), int64(index)+1)
-	if old := e.l2Table(); old != 0 {
-		img.release(img.g.cluster(int64(old)), 1)
-	}
 	return table, nil
+}
+
+// leaveTable releases the L2 table that an L1 entry without the COPIED flag
+// referred to. Mostly a snapshot goes on using it; where the flag was only
+// missing, the cluster will be free, and no metadata any more.
+func (img *Image) leaveTable(old hostOffset) error {
+	if old == 0 {
+		return nil
+	}
+	c := img.g.cluster(int64(old))
+	n, err := img.refcount(c)
+	if err != nil {
+		return err
+	}
+	if n == 1 {
+		img.meta.remove(c, 1)
+	}
+	img.release(c, 1)
+	return nil
 }
 
 // fillTable puts the slices of a new table into the cache: copies of old's, or
@@ -81,11 +100,13 @@ func (img *Image) setEntries(off, n int64, entry func(i int64, old l2Entry) l2En
 		if e == old {
 			continue
 		}
+		if keeps := old.kind() != clusterCompressed && e.kind() != clusterCompressed && e.host() == old.host(); !keeps {
+			if err := img.releaseEntry(old); err != nil {
+				return err
+			}
+		}
 		s.entries[k] = e
 		img.touch(s)
-		if keeps := old.kind() != clusterCompressed && e.kind() != clusterCompressed && e.host() == old.host(); !keeps {
-			img.releaseEntry(old)
-		}
 	}
 	return nil
 }

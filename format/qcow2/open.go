@@ -186,22 +186,31 @@ func (img *Image) readSnapshots() error {
 
 // noteMetadata collects the clusters that hold metadata, which no guest data
 // may be written to. Entries that point nowhere are left out: using them is an
-// error of its own.
+// error of its own. Where two tables lie at one place, a change of one would
+// destroy the other: no change is made then.
 func (img *Image) noteMetadata() {
 	g := img.g
+	img.meta, img.overlap = clusterSet{}, nil
 	img.meta.add(0, 1)
 	table := func(off hostOffset, bytes int64) {
-		if off > 0 && bytes > 0 && int64(off) < img.openEnd {
-			img.meta.add(g.cluster(int64(off)), min(g.cluster(g.roundUp(bytes)), g.cluster(img.openEnd-int64(off))))
+		if bytes <= 0 || off < 0 || int64(off) >= img.openEnd {
+			return
 		}
+		first, n := g.cluster(int64(off)), min(g.cluster(g.roundUp(bytes)), g.cluster(img.openEnd-int64(off)))
+		if bad := img.meta.first(first, n); bad >= 0 && img.overlap == nil {
+			img.overlap = corruptf("two of the image's tables lie at offset %#x; changing one would destroy the other: run a check with repair", bad<<g.clusterBits)
+		}
+		img.meta.add(first, n)
 	}
 	table(hostOffset(img.hdr.l1Offset), int64(len(img.l1))*8)
 	table(hostOffset(img.hdr.refTableOffset), int64(len(img.refs.table))*8)
 	for _, e := range img.l1 {
-		table(e.l2Table(), 1)
+		if e.l2Table() != 0 {
+			table(e.l2Table(), 1)
+		}
 	}
 	for _, e := range img.refs.table {
-		if e <= refTableOffsetMax {
+		if e.block() != 0 && e <= refTableOffsetMax {
 			table(e.block(), 1)
 		}
 	}

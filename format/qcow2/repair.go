@@ -7,6 +7,9 @@ import "slices"
 // such an image hold together; if they do not, it is not touched. Power loss
 // meanwhile leaves the image dirty, and it is done again.
 func (img *Image) repairDirty() error {
+	if img.overlap != nil {
+		return img.overlap
+	}
 	refs, err := img.countReferences()
 	if err != nil {
 		return err

@@ -323,13 +323,17 @@ func (img *Image) dropEntries(off, n int64, whole bool) error {
 		}
 		// A table that a snapshot shares keeps its entries: the snapshot's
 		// references to the clusters go on; ours end with the table's.
-		if !e.copied() {
+		first := img.g.cluster(int64(e.l2Table()))
+		if e.copied() {
+			img.release(first, 1)
+		} else {
 			if err := img.releaseShared(e.l2Table()); err != nil {
 				return err
 			}
+			if err := img.leaveTable(e.l2Table()); err != nil {
+				return err
+			}
 		}
-		first := img.g.cluster(int64(e.l2Table()))
-		img.release(first, 1)
 		img.l1[index] = 0
 		img.l1Dirty.add(int64(index), int64(index)+1)
 		if e.copied() {
@@ -351,7 +355,9 @@ func (img *Image) releaseShared(table hostOffset) error {
 			return err
 		}
 		for _, e := range s.entries {
-			img.releaseEntry(e)
+			if err := img.releaseEntry(e); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -376,6 +382,9 @@ func (img *Image) cutFile(ctx context.Context) error {
 	}
 	if err := r.Resize(ctx, end, block.ResizeOptions{AllowShrink: true}); err != nil {
 		return err
+	}
+	if img.file.Size() > end {
+		return nil // a block device: what is behind stays as it was
 	}
 	img.fileEnd = end
 	img.openEnd = min(img.openEnd, end)
