@@ -125,6 +125,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	// A socket that systemd listens on tells nothing about a daemon.
 	serves := func() bool { return d.opts.Listener == nil && answers(d.home.Socket()) }
 	if d.lock, err = takeLock(ctx, d.home.Lock(), serves); err != nil {
+		if errors.Is(err, ErrRunning) && !answers(d.home.Socket()) {
+			err = fmt.Errorf("%w, and does not answer on %s: end it (its machines go on), or set XDG_RUNTIME_DIR to what it was when it started", err, d.home.Socket())
+		}
 		return err
 	}
 	d.store, err = store.Open(ctx, d.home, store.Options{Log: d.log, Images: d.opts.Images})

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,9 @@ func TestOneDaemonForTheData(t *testing.T) {
 	}
 	if !errors.Is(err, ErrRunning) {
 		t.Fatalf("a second daemon on the same data: %v", err)
+	}
+	if !strings.Contains(err.Error(), other.Home.Socket()) {
+		t.Errorf("%v", err)
 	}
 
 	if err := os.RemoveAll(x.home.Run); err != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"syscall"
 )
 
 // Env is the variable that puts everything in one folder.
@@ -39,7 +41,7 @@ func Find() (Home, error) {
 	if err != nil {
 		return Home{}, err
 	}
-	run := os.Getenv("XDG_RUNTIME_DIR")
+	run := runtimeDir(os.Getenv("XDG_RUNTIME_DIR"), filepath.Join("/run/user", strconv.Itoa(os.Geteuid())))
 	if run == "" {
 		run = cache
 	}
@@ -49,6 +51,23 @@ func Find() (Home, error) {
 // At returns the home in one folder.
 func At(dir string) Home {
 	return Home{Data: dir, Cache: filepath.Join(dir, "cache"), Run: filepath.Join(dir, "run")}
+}
+
+// runtimeDir is the folder of a user's sockets: what XDG_RUNTIME_DIR says, else
+// where it leads in a session, if that is the user's. Cron and su do not set
+// the variable and are to find the same daemon for all that. "" is none.
+func runtimeDir(env, session string) string {
+	if filepath.IsAbs(env) {
+		return env
+	}
+	st, err := os.Stat(session)
+	if err != nil || !st.IsDir() {
+		return ""
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || int(sys.Uid) != os.Geteuid() {
+		return ""
+	}
+	return session
 }
 
 func xdg(env, fallback string) (string, error) {
