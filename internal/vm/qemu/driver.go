@@ -128,7 +128,7 @@ func (d *Driver) startAccelerated(ctx context.Context, l launch) (*machine, erro
 		failure.reason = err.Error()
 	}
 	m, err = l.run(ctx, vm.AccelTCG, "KVM does not run this machine, and without it all is much slower: "+failure.String(), 0)
-	if err == nil && failure.tried {
+	if err == nil && failure.blamed {
 		// The same machine runs without KVM, so it was KVM. Where this
 		// cannot be kept, the next process finds out again.
 		_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Reason: failure.reason})
@@ -139,7 +139,7 @@ func (d *Driver) startAccelerated(ctx context.Context, l launch) (*machine, erro
 // kvmFailure says why KVM does not run a machine.
 type kvmFailure struct {
 	reason     string // "" where the error may well have another cause
-	tried      bool   // by this start
+	blamed     bool   // this start showed it: not a lock or a lack of memory that passes
 	remembered bool   // from an earlier one
 }
 
@@ -166,7 +166,7 @@ func (d *Driver) startKVM(ctx context.Context, l launch, host string) (*machine,
 	l.onKVMFailure = d.kvmFailed(host, l.spec.CPU)
 	m, err := l.run(ctx, vm.AccelKVM, "", watch)
 	if err != nil {
-		return nil, kvmFailure{reason: kvmComplaint(err), tried: true}, err
+		return nil, kvmFailure{reason: kvmComplaint(err), blamed: blamesKVM(err)}, err
 	}
 	_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Works: true}) // as above
 	return m, kvmFailure{}, nil

@@ -50,6 +50,11 @@ func fakeQEMU(behaviour string, args []string) int {
 	switch {
 	case behaviour == "kvm-refused" && kvm:
 		return die("failed to initialize kvm: Permission denied")
+	case behaviour == "locked-once" && kvm:
+		if _, err := os.Stat("was-locked"); err != nil {
+			_ = os.WriteFile("was-locked", nil, 0o600)
+			return die(`-blockdev {}: Failed to get "write" lock`)
+		}
 	case behaviour == "bad-option":
 		return die("-device nonsense: not a device")
 	case behaviour == "no-seccomp" && value("-sandbox") != "":

@@ -224,3 +224,19 @@ func readFile(t *testing.T, path string) string {
 	}
 	return string(b)
 }
+
+// TestPassingFailure: what passes by itself, such as the lock of an image that
+// somebody looks at, is not taken for a KVM that does not work here.
+func TestPassingFailure(t *testing.T) {
+	dir := t.TempDir()
+	d := fakeDriver(t, "locked-once", t.TempDir())
+	for _, want := range []vm.Accel{vm.AccelTCG, vm.AccelKVM} {
+		m := vmtest.Start(t, d, autoSpec(t), dir)
+		if got := m.Info(); got.Accel != want || (got.AccelNote == "") != (want == vm.AccelKVM) {
+			t.Errorf("%s (%s), want %s", got.Accel, got.AccelNote, want)
+		}
+		if err := m.Kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -73,6 +73,13 @@ func kvmComplaint(err error) string {
 	return ""
 }
 
+// blamesKVM says whether a start under KVM failed in a way that another one on
+// this host would too: by KVM's own words, or without any.
+func blamesKVM(err error) bool {
+	var ee *exitError
+	return kvmComplaint(err) != "" || errors.As(err, &ee) && ee.words == ""
+}
+
 // run starts QEMU with one accelerator and watches the guest for a while. It
 // starts again where QEMU lacks the sandbox, or lost the race for a port.
 func (l launch) run(ctx context.Context, accel vm.Accel, note string, watch time.Duration) (*machine, error) {
