@@ -11,7 +11,7 @@ packages=(
   # the race detector's C library (the product itself uses no cgo)
   gcc libc6-dev
   # the test guests' builders
-  mmdebstrap busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk syslinux syslinux-common
+  mmdebstrap fakeroot busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk syslinux syslinux-common
   # readers of what we write
   genisoimage xorriso openssl systemd
   # the tests' ordinary user
@@ -22,7 +22,12 @@ missing=()
 for p in "${packages[@]}"; do
   dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
 done
-[ ${#missing[@]} -eq 0 ] && exit 0
+# The guests' builders download packages without installing them: apt must know them.
+case $(apt-cache policy linux-image-amd64 2>/dev/null) in
+*'Candidate: '[0-9]*) lists=yes ;;
+*) lists= ;;
+esac
+[ ${#missing[@]} -eq 0 ] && [ "$lists" ] && exit 0
 
 sudo=
 if [ "$(id -u)" -ne 0 ]; then
@@ -30,10 +35,10 @@ if [ "$(id -u)" -ne 0 ]; then
   sudo=sudo
 fi
 command -v apt-get >/dev/null || { echo "deps: this is not a Debian machine; install the like of: ${missing[*]}" >&2; exit 1; }
-echo "deps: installing ${missing[*]}" >&2
-# The apt lists may be missing or old: refresh only when needed, as it takes a while.
-export DEBIAN_FRONTEND=noninteractive
-$sudo apt-get install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+echo "deps: installing ${missing[*]:-the package lists}" >&2
+install() { $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; }
+# The lists may be missing or old: refresh them only when needed, as it takes a while.
+if [ -z "$lists" ] || ! install >/dev/null 2>&1; then
   $sudo apt-get update -q
-  $sudo apt-get install -y --no-install-recommends "${missing[@]}"
-}
+  [ ${#missing[@]} -eq 0 ] || install
+fi

@@ -3,10 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The tests that start guests are apart, as they need the cores to themselves.
-boot_packages='./test/...'
+# The packages whose tests boot guests are apart, as those need the cores.
+boots='/lamina/(test/|internal/guestimage|internal/vm/qemu$|cmd/laminad$)'
 
-others() { go list ./... | grep -v '/lamina/test/'; }
+boot_packages() { go list ./... | grep -E "$boots"; }
+others() { go list ./... | grep -vE "$boots"; }
 
 step() { printf '\n== %s (%s)\n' "$1" "$(date -u +%T)"; }
 
@@ -22,7 +23,7 @@ race() {
   CGO_ENABLED=1 run -race -timeout 15m -run 'Concurren|Race|Conformance' ./format/...
 }
 
-boot() { step boot; run -timeout 20m -p 1 $boot_packages; }
+boot() { step boot; run -timeout 25m -p 2 $(boot_packages); }
 
 fuzz() {
   step fuzz

@@ -7,7 +7,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -158,7 +157,7 @@ func (g *Guest) watch(ctx context.Context, o boot.Options) (boot.Result, error) 
 	if err != nil {
 		return boot.Result{}, err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	return boot.Watch(ctx, boot.Sources{Serial: log, Screen: g.ScreenText}, o)
 }
 
@@ -184,7 +183,7 @@ func (g *Guest) SSH(command string) string {
 	for {
 		client, err := g.dial()
 		if err == nil {
-			defer client.Close()
+			defer func() { _ = client.Close() }()
 			return g.runSSH(client, command)
 		}
 		if time.Now().After(deadline) {
@@ -228,7 +227,7 @@ func (g *Guest) runSSH(client *ssh.Client, command string) string {
 	if err != nil {
 		g.t.Fatalf("ssh: %v", err)
 	}
-	defer session.Close()
+	defer func() { _ = session.Close() }()
 	var out, errs strings.Builder
 	session.Stdout, session.Stderr = &out, &errs
 	if err := session.Run(command); err != nil {
@@ -251,6 +250,6 @@ func (g *Guest) Stop() {
 		g.t.Fatalf("the power button was pressed, and the guest still runs: %v; its serial log ends with\n%s", err, log[max(0, len(log)-2000):])
 	}
 	if exit.State != vm.StateStopped {
-		g.t.Fatal(fmt.Sprintf("the guest ended as %s: %s", exit.State, exit.Reason))
+		g.t.Fatalf("the guest ended as %s: %s", exit.State, exit.Reason)
 	}
 }
