@@ -169,6 +169,9 @@ func (d *fakeDaemon) machineRoutes(handle func(string, func(http.ResponseWriter,
 		return finishStream(w, m, d.boot(w, r, m, req.NoWait))
 	})
 	withMachine("POST /v1/machines/{name}/stop", func(w http.ResponseWriter, _ *http.Request, m *api.Machine) error {
+		if m.Name == "lost" {
+			return finishStream(w, m, api.Errorf(api.CodeFailed, "machine lost may still run and cannot be reached"))
+		}
 		m.Run, m.State, m.SSHPort = nil, api.Stopped, 0
 		m.Exit = &vm.Exit{State: vm.StateStopped, Reason: "guest shut down"}
 		return finishStream(w, m, nil)

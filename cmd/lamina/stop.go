@@ -51,14 +51,17 @@ func (o *stopOptions) run(ctx context.Context, a *app, patterns []string) error 
 	}
 	req := api.StopRequest{Force: o.force, Timeout: o.timeout}
 	return a.each(ctx, list, o.json, 16, func(ctx context.Context, m api.Machine) (api.Machine, error) {
-		if m.Run == nil {
-			a.note("%s is not running", m.Name)
-			return m, nil
-		}
+		// Also where it does not seem to run: it may be starting, or have
+		// a process that the daemon cannot reach.
+		off := m.Run == nil && m.State != api.Starting
 		f := a.follow(m.Name)
 		got, err := c.Stop(ctx, m.Name, req, named(m.Name, f.event))
 		f.end()
-		if err == nil && !o.json {
+		switch {
+		case err != nil:
+		case off:
+			a.note("%s is not running", m.Name)
+		case !o.json:
 			err = a.printf("%s is %s\n", got.Name, got.State)
 		}
 		return got, err
