@@ -262,6 +262,7 @@ func (f *File) Close() error {
 	if f.closed.Swap(true) {
 		return nil
 	}
+	f.dropLocks()
 	if f.direct != nil {
 		f.direct.close()
 	}

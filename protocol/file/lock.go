@@ -96,14 +96,14 @@ func (e *LockError) Is(target error) bool { return target == block.ErrInUse }
 // ChangeLocks replaces the locks that the open file holds. On an error it
 // holds those of before, without a gap.
 func (f *File) ChangeLocks(l Locks) error {
-	if f.closed.Load() {
-		return f.wrap("lock", block.ErrClosed)
-	}
 	if f.opts.NoLock && l != (Locks{}) {
 		return fmt.Errorf("lock %s: it was opened without locks: %w", f.name, block.ErrUnsupported)
 	}
 	f.lockMu.Lock()
 	defer f.lockMu.Unlock()
+	if f.closed.Load() {
+		return f.wrap("lock", block.ErrClosed)
+	}
 	more := Locks{Held: l.Held &^ f.locks.Held, NotShared: l.NotShared &^ f.locks.NotShared}
 	ok, err := lockBytes(f.f, f.name, more)
 	if err != nil {
@@ -119,6 +119,16 @@ func (f *File) ChangeLocks(l Locks) error {
 	unlockBytes(f.f, Locks{Held: f.locks.Held &^ l.Held, NotShared: f.locks.NotShared &^ l.NotShared})
 	f.locks = l
 	return nil
+}
+
+// dropLocks gives up all locks before the descriptor is closed. Closing does it
+// too, but only with the last copy, and a process that is being started at this
+// moment, a QEMU of another machine say, has one until it executes.
+func (f *File) dropLocks() {
+	f.lockMu.Lock()
+	defer f.lockMu.Unlock()
+	unlockBytes(f.f, f.locks)
+	f.locks = Locks{}
 }
 
 // lockBytes takes the shared locks that tell others of l, or none of them.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/lamina-vm/lamina/block"
@@ -286,5 +287,40 @@ func TestChangeLocks(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestLocksEndWithClose: a process that somebody starts at the same moment has
+// a copy of every descriptor until it executes; the locks must not last as
+// long, or the next to open the image finds it in use.
+func TestLocksEndWithClose(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "disk")
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
+	for range 2 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := exec.Command("true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 3000 {
+		f, err := file.Create(name, file.Options{})
+		if err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
