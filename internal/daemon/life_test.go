@@ -102,6 +102,47 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// TestUnreachableKilled: by force it is stopped, and removed, without an answer.
+func TestUnreachableKilled(t *testing.T) {
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver})
+	stopped, removed := x.run("stopped"), x.run("removed")
+	x.stop()
+	x.opts.Driver = killable{unreachable{driver}}
+	x.start()
+	if _, e := x.stream("POST", "/v1/machines/stopped/stop", api.StopRequest{}, nil); e == nil || !strings.Contains(e.Message, "may still run") {
+		t.Errorf("stop: %v", e)
+	}
+	x.must(x.stream("POST", "/v1/machines/stopped/stop", api.StopRequest{Force: true}, nil))
+	if m := x.machine("stopped"); m.State != api.Stopped || m.Exit == nil || !strings.Contains(m.Exit.Reason, "killed") {
+		t.Errorf("%+v", m)
+	}
+	if _, e := x.call("DELETE", "/v1/machines/removed?force=1", nil, nil); e != nil {
+		t.Error(e)
+	}
+	if running, _ := driver.count(); running != 0 {
+		t.Errorf("%d processes run", running)
+	}
+	if _, err := os.Stat(removed.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	x.must(x.stream("POST", "/v1/machines/stopped/start", nil, nil))
+	if _, err := os.Stat(stopped.Dir); err != nil {
+		t.Error(err)
+	}
+}
+
+// killable ends machines that it cannot adopt.
+type killable struct{ unreachable }
+
+func (d killable) KillIn(_ context.Context, dir string) error {
+	m, err := d.fakeDriver.Adopt(context.Background(), dir)
+	if err == nil {
+		err = m.Kill(context.Background())
+	}
+	return err
+}
+
 type unreachable struct{ *fakeDriver }
 
 func (unreachable) Adopt(context.Context, string) (vm.Machine, error) { return nil, errFake }

@@ -203,9 +203,26 @@ func (m *machine) adopt(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("machine %s may still run and cannot be reached: %w", m.name, err)
+		return fmt.Errorf("machine %s may still run and cannot be reached (`lamina stop --force %s` ends it): %w", m.name, m.name, err)
 	}
 	m.d.log.Info("taken over", "machine", m.name, "pid", machine.Info().PID)
 	m.attach(machine, 0)
 	return nil
+}
+
+// adoptOrKill is adopt that, with force, ends a process that cannot be reached.
+func (m *machine) adoptOrKill(ctx context.Context, force bool) error {
+	err := m.adopt(ctx)
+	killer, ok := m.d.opts.Driver.(vm.Killer)
+	if err == nil || !force || !ok {
+		return err
+	}
+	m.d.log.Warn("killing a process that cannot be reached", "machine", m.name, "error", err)
+	if kerr := killer.KillIn(ctx, m.dir); kerr != nil && !errors.Is(kerr, vm.ErrNotRunning) {
+		return errors.Join(err, kerr)
+	}
+	return m.setLast(func(l *store.Last) {
+		l.Running = false
+		l.Exit = &vm.Exit{State: vm.StateStopped, Reason: "killed; it did not answer"}
+	})
 }

@@ -240,7 +240,7 @@ func (m *machine) stopMachine(ctx context.Context, req api.StopRequest, tell fun
 	if req.Timeout <= 0 {
 		req.Timeout = time.Minute
 	}
-	r, err := m.settled(ctx)
+	r, err := m.settled(ctx, req.Force)
 	if r == nil || err != nil {
 		return err
 	}
@@ -256,15 +256,15 @@ func (m *machine) stopMachine(ctx context.Context, req api.StopRequest, tell fun
 }
 
 // settled returns the current run after a start that is under way; nil where
-// the machine does not run.
-func (m *machine) settled(ctx context.Context) (*run, error) {
+// the machine does not run (any more, with force).
+func (m *machine) settled(ctx context.Context, force bool) (*run, error) {
 	end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
 	if m.running() == nil && m.mayRun() {
-		if err := m.adopt(ctx); err != nil {
+		if err := m.adoptOrKill(ctx, force); err != nil {
 			return nil, err
 		}
 	}
@@ -320,7 +320,7 @@ func (m *machine) remove(ctx context.Context, force bool) error {
 	}
 	defer end()
 	if m.running() == nil && m.mayRun() {
-		if err := m.adopt(ctx); err != nil {
+		if err := m.adoptOrKill(ctx, force); err != nil {
 			return err
 		}
 	}

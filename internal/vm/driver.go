@@ -40,6 +40,14 @@ type Driver interface {
 	Adopt(ctx context.Context, dir string) (Machine, error)
 }
 
+// Killer is a [Driver] that can end a machine which cannot be adopted, as its
+// process does not answer.
+type Killer interface {
+	// KillIn ends the process that runs in dir and returns when it is gone
+	// and its leftovers with it. ErrNotRunning where there is none.
+	KillIn(ctx context.Context, dir string) error
+}
+
 // Machine is a running machine. All methods are safe for concurrent use.
 type Machine interface {
 	// Info says how the machine runs. It does not change while it runs.

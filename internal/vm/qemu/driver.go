@@ -59,7 +59,10 @@ func New(opts Options) *Driver {
 	}
 }
 
-var _ vm.Driver = (*Driver)(nil)
+var (
+	_ vm.Driver = (*Driver)(nil)
+	_ vm.Killer = (*Driver)(nil)
+)
 
 // startTimeout bounds the time from the start of QEMU to its monitor's
 // greeting, on the slowest of hosts.
@@ -305,7 +308,7 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	}
 	m, err := attach(ctx, p, r, dir)
 	if err != nil {
-		err = fmt.Errorf("QEMU process %d does not answer (if it never does, `kill -9 %d` ends it): %w", p.PID, p.PID, err)
+		err = fmt.Errorf("QEMU process %d does not answer: %w", p.PID, err)
 		return nil, errors.Join(err, p.letGo())
 	}
 	if err := m.resumeStart(ctx); err != nil {
@@ -317,6 +320,37 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	m.spacePause = d.spacePause
 	go m.supervise()
 	return m, nil
+}
+
+// KillIn implements [vm.Killer].
+func (d *Driver) KillIn(ctx context.Context, dir string) error {
+	if err := d.killIn(ctx, dir); err != nil {
+		return fmt.Errorf("machine in %s: %w", dir, err)
+	}
+	return nil
+}
+
+func (d *Driver) killIn(ctx context.Context, dir string) error {
+	dir, err := prepareDir(dir)
+	if err != nil {
+		return err
+	}
+	unlock, err := lockDir(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	p, _, err := findRunning(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if p == nil {
+		return vm.ErrNotRunning
+	}
+	if err := p.kill(ctx); err != nil {
+		return errors.Join(err, p.letGo())
+	}
+	return removeRuntime(dir)
 }
 
 // adoptedKVMFailed is kvmFailed for a machine of another process, whose QEMU

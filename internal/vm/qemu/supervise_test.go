@@ -2,6 +2,8 @@ package qemu
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -51,6 +53,37 @@ func TestStuckQEMU(t *testing.T) {
 		t.Errorf("exit %+v, %v", e, err)
 	}
 	vmtest.RequireNoLeftovers(t, dir)
+}
+
+// TestStuckOrphan: one that answers nothing and was started by another process
+// cannot be adopted, and can be killed.
+func TestStuckOrphan(t *testing.T) {
+	d, dir := New(Options{}), t.TempDir()
+	m := vmtest.Start(t, d, vmtest.Spec(t), dir)
+	pid := m.Info().PID
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Release(); err != nil {
+		t.Error(err)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err := d.Adopt(soon, dir)
+	if err == nil || errors.Is(err, vm.ErrNotRunning) {
+		t.Fatalf("adopt: %v", err)
+	}
+	requireIn(t, err.Error(), fmt.Sprintf("process %d does not answer", pid))
+	if err := d.KillIn(t.Context(), dir); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("process %d: %v", pid, err)
+	}
+	vmtest.RequireNoLeftovers(t, dir)
+	if err := d.KillIn(t.Context(), dir); !errors.Is(err, vm.ErrNotRunning) {
+		t.Errorf("again: %v", err)
+	}
 }
 
 // TestStopped: a guest that a person stopped through the monitor is paused, not
