@@ -302,3 +302,21 @@ func FuzzAnalyser(f *testing.F) {
 		}
 	})
 }
+
+// TestMountFailures: only a root that is not mounted ends a boot.
+func TestMountFailures(t *testing.T) {
+	for line, fatal := range map[string]bool{
+		"mount: mounting /dev/vda1 on /root failed: No such device":                true,
+		"mount: mounting /dev/vda3 on /sysroot failed: Invalid argument":           true,
+		"Unable to find a medium containing a live file system":                    true,
+		"mount: mounting /dev/vdb1 on /root/data failed: No such device":           false,
+		"mount: mounting /dev/disk/by-label/chroot on /mnt failed: No such device": false,
+	} {
+		a := newAnalyser(Options{})
+		a.write(0, []byte("[    0.000000] Linux version 6.1\n"+line+"\n"))
+		until(a, 0, 10*time.Second)
+		if got := a.result != nil && a.result.Problem != nil && a.result.Problem.Kind == KindNoRoot; got != fatal {
+			t.Errorf("%s: %+v", line, a.result)
+		}
+	}
+}

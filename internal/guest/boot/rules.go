@@ -100,7 +100,9 @@ var rules = []rule{
 	// The initramfs: initramfs-tools, dracut, mkinitfs, mkinitcpio.
 	{has: []string{"ALERT!"}, also: "does not exist", stage: StageKernel, mode: fatal, kind: KindNoRoot, after: shortly, at: StageKernel},
 	{has: []string{"Gave up waiting for root", "Gave up waiting for suspend/resume"}, also: "root", stage: StageKernel, mode: fatal, kind: KindNoRoot, after: shortly, at: StageKernel},
-	{has: []string{"Unable to find a medium containing a live file system", "Mounting root failed", "mount: mounting /dev/", "No root device specified"}, also: "root", mode: fatal, kind: KindNoRoot, after: shortly, at: StageKernel},
+	{has: []string{"Unable to find a medium containing a live file system", "Mounting root failed", "No root device specified"}, mode: fatal, kind: KindNoRoot, after: shortly, at: StageKernel},
+	// The root itself, not a disk that a running guest mounts below /root.
+	{has: []string{" on /root failed", " on /sysroot failed"}, also: "mount: mounting /dev/", mode: fatal, kind: KindNoRoot, after: shortly, at: StageKernel},
 	{has: []string{"Warning: /dev/"}, also: "does not exist", mode: fatal, kind: KindNoRoot, after: 2 * shortly, at: StageKernel},
 	{has: []string{"dracut-initqueue"}, also: "timeout", mode: wait, kind: KindNoRoot, after: 4 * time.Minute, at: StageKernel, note: "the initramfs waits for the root device", sticky: true},
 	{has: []string{"A start job is running for /dev/disk/", "A start job is running for dev-disk-", "A start job is running for /dev/mapper"}, mode: wait, kind: KindNoRoot, after: 3 * time.Minute, at: StageKernel, note: "the guest waits for a disk that is not there"},
