@@ -58,7 +58,7 @@ func isHex(s string) bool {
 // Lines of other kinds (a PGP signature around it, comments, MD5) are passed
 // over; of several algorithms the strongest is taken.
 func findSum(text []byte, name string) (sum, error) {
-	var found sum
+	var found, bare sum
 	lines := 0
 	sc := bufio.NewScanner(bytes.NewReader(text))
 	for sc.Scan() {
@@ -70,11 +70,12 @@ func findSum(text []byte, name string) (sum, error) {
 		lines++
 		algo := algorithms[len(value)]
 		file = strings.TrimPrefix(file, "./")
-		if file != name && file != "" {
+		if file == "" {
+			bare = sum{algo, strings.ToLower(value)}
 			continue
 		}
-		if file == "" && lines > 1 {
-			continue // a bare value says nothing among others
+		if file != name {
+			continue
 		}
 		if found.algo == "" || len(value) > len(found.hex) {
 			found = sum{algo, strings.ToLower(value)}
@@ -86,6 +87,8 @@ func findSum(text []byte, name string) (sum, error) {
 	switch {
 	case found.algo != "":
 		return found, nil
+	case lines == 1 && bare.algo != "":
+		return bare, nil // among others it would say nothing
 	case lines == 0:
 		return sum{}, fmt.Errorf("it holds no SHA-256 or SHA-512 checksum")
 	}

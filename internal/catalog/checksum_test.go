@@ -28,6 +28,8 @@ func TestFindSum(t *testing.T) {
 		{"Alpine", a128 + "\n", "sha512:" + a128},
 		{"Alpine without a line end", a128, "sha512:" + a128},
 		{"a name that begins alike", b64 + "  x.img.sig\n" + a64 + "  x.img\n", "sha256:" + a64},
+		{"a bare value before the named one", b64 + "\n" + a64 + "  x.img\n", "sha256:" + a64},
+		{"a bare value before others", a64 + "\n" + b64 + "  other.img\n", "!no checksum of x.img"},
 		{"not listed", b64 + "  other.img\n", "!no checksum of x.img"},
 		{"MD5SUMS", "d41d8cd98f00b204e9800998ecf8427e  x.img\n", "!no SHA-256 or SHA-512"},
 		{"a web page", "<html>login</html>", "!no SHA-256 or SHA-512"},
