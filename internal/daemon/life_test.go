@@ -85,6 +85,9 @@ func TestUnreachable(t *testing.T) {
 	x.stop()
 	x.opts.Driver = unreachable{driver}
 	x.start()
+	if m := x.machine("m"); m.State != api.Running || m.Run != nil {
+		t.Errorf("%s, %+v", m.State, m.Run)
+	}
 	if _, e := x.stream("POST", "/v1/machines/m/start", nil, nil); e == nil || !strings.Contains(e.Message, "may still run") {
 		t.Errorf("start: %v", e)
 	}

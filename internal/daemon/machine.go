@@ -171,6 +171,8 @@ func state(last store.Last, r *run, starting bool) api.MachineState {
 		return api.Starting
 	case starting:
 		return api.Starting
+	case last.Running:
+		return api.Running // by all that is known: it could not be taken over
 	case !last.Started:
 		return api.Defined
 	case last.Exit != nil && last.Exit.State == vm.StateCrashed:
