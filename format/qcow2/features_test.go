@@ -320,3 +320,87 @@ func TestFlagsMissing(t *testing.T) {
 	writeRaw(t, path+".raw", want[:512<<10])
 	qemutest.RequireSame(t, "qcow2", path, "raw", path+".raw")
 }
+
+// TestTableNotRemembered: an L2 table that a shrink cut off with the end of the
+// file is not what a new one in its place begins with.
+func TestTableNotRemembered(t *testing.T) {
+	const half = 512 << 20 // what one L2 table maps
+	for _, copied := range []bool{true, false} {
+		path := filepath.Join(t.TempDir(), "disk.qcow2")
+		qemutest.Img(t, "create", "-q", "-f", "qcow2", path, "1G")
+		qemutest.IO(t, "qcow2", path, "write -P 5 0 64k", "write -P 6 512M 64k")
+		a := dissect(t, path)
+		if at := int64(a.h.l1Offset) + 8; !copied {
+			patchFile(t, path, be64(at, a.at(at)&^entryCopied))
+		}
+		img, err := openFile(path, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, 64<<10)
+		for _, step := range []func() error{
+			func() error { return img.Discard(0, 64<<10) }, // room for data before the table
+			func() error { return img.Resize(t.Context(), half, block.ResizeOptions{AllowShrink: true}) },
+			func() error { return img.Resize(t.Context(), 2*half, block.ResizeOptions{}) },
+			func() error { _, err := img.WriteAt([]byte("x"), half+40<<20); return err },
+			func() error { _, err := img.ReadAt(want, half); return err },
+		} {
+			if err := step(); err != nil {
+				t.Fatalf("COPIED %t: %v", copied, err)
+			}
+		}
+		if !bytes.Equal(want, make([]byte, 64<<10)) {
+			t.Errorf("COPIED %t: what was cut is back", copied)
+		}
+		if err := img.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if now := dissect(t, path); !slices.Equal(now.l2, a.l2) {
+			t.Errorf("the tables lie at %x instead of %x: the test tests nothing", now.l2, a.l2)
+		}
+		qemutest.RequireClean(t, path)
+	}
+}
+
+// deviceFile is a file that keeps its length and cannot discard, as many a
+// block device.
+type deviceFile struct{ block.Writer }
+
+func (deviceFile) Resize(context.Context, int64, block.ResizeOptions) error { return nil }
+
+// TestShrinkOnDevice: what a shrink leaves behind the end of an image on a block
+// device is old bytes, not zeros.
+func TestShrinkOnDevice(t *testing.T) {
+	const size = 1 << 20
+	f := deviceFile{memory.New(4 * size)}
+	if err := (Driver{}).Create(t.Context(), f, size, format.CreateOptions{Values: map[string]string{"cluster_size": "4096"}}); err != nil {
+		t.Fatal(err)
+	}
+	n, err := (Driver{}).Open(t.Context(), f, format.OpenOptions{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := n.(*Image)
+	want := make([]byte, size)
+	for _, p := range [][]byte{bytes.Repeat([]byte{7}, 4096), {8}} {
+		for off := int64(0); off < size; off += 8192 {
+			copy(want[off:], p)
+			if _, err := img.WriteAt(p, off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := make([]byte, size)
+		if _, err := img.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("old bytes of the device show: %v", err)
+		}
+		for _, size := range []int64{512, size} {
+			if err := img.Resize(t.Context(), size, block.ResizeOptions{AllowShrink: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		clear(want[512:])
+	}
+	if err := img.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -45,6 +45,7 @@ func (img *Image) leaveTable(old hostOffset) error {
 	}
 	if n == 1 {
 		img.meta.remove(c, 1)
+		img.l2.drop(old, img.g)
 	}
 	img.release(c, 1)
 	return nil
