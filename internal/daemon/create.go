@@ -76,8 +76,9 @@ func checkConfig(c api.MachineConfig, count int) error {
 	return nil
 }
 
-// create makes machines of a template.
-func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c api.MachineConfig, s *events) ([]*machine, error) {
+// create makes machines of a template; start says that they are to be started
+// next, if need be by the next daemon.
+func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c api.MachineConfig, start bool, s *events) ([]*machine, error) {
 	if err := checkConfig(c, len(list)); err != nil {
 		return nil, err
 	}
@@ -87,6 +88,7 @@ func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c ap
 		if err != nil {
 			return nil, err
 		}
+		n.Start = start
 		todo = append(todo, n)
 	}
 	recs, err := d.store.CreateMachines(ctx, t, todo, func(name string) {
@@ -193,7 +195,7 @@ func (d *Daemon) runImage(ctx context.Context, req api.RunRequest, s *events) (*
 			return nil, failed
 		}
 	}
-	made, err := d.create(ctx, t, []string{req.Name}, req.MachineConfig, s)
+	made, err := d.create(ctx, t, []string{req.Name}, req.MachineConfig, true, s)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +216,7 @@ func (d *Daemon) postClones(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s := newEvents(w)
-	made, err := d.create(r.Context(), t, list, req.MachineConfig, s)
+	made, err := d.create(r.Context(), t, list, req.MachineConfig, req.Start, s)
 	if err == nil && req.Start {
 		err = d.launchAll(r.Context(), made, req, s)
 	}

@@ -231,8 +231,8 @@ func (d *Daemon) background(f func(ctx context.Context)) {
 	d.work.Go(func() { f(d.ctx) })
 }
 
-// loadMachines makes the registry of the store's machines, and takes over
-// those that run.
+// loadMachines makes the registry of the store's machines, takes over those
+// that run, and starts those whose start was broken off.
 func (d *Daemon) loadMachines(ctx context.Context) error {
 	list, err := d.store.Machines(ctx)
 	if err != nil {
@@ -240,8 +240,10 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 	}
 	var group sync.WaitGroup
 	slots := make(chan struct{}, 8)
+	all := make([]*machine, 0, len(list))
 	for _, rec := range list {
 		m := d.add(rec)
+		all = append(all, m)
 		if !m.mayRun() {
 			continue
 		}
@@ -254,6 +256,9 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 		})
 	}
 	group.Wait()
+	for _, m := range all {
+		m.finishStart()
+	}
 	return nil
 }
 

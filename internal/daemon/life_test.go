@@ -76,6 +76,48 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestBrokenOffStart: a run that the daemon's end broke off between the making
+// of the machine and its start is finished by the next daemon, once.
+func TestBrokenOffStart(t *testing.T) {
+	driver := &fakeDriver{slow: time.Minute}
+	x := serve(t, Options{Driver: driver})
+	res := x.send(t.Context(), "POST", "/v1/machines", api.RunRequest{Image: x.image, Name: "m"})
+	defer func() { _ = res.Body.Close() }()
+	x.await("m", api.Starting)
+	x.stop() // in the middle of the start
+	driver.slow = 0
+	x.start()
+	m := x.await("m", api.Login)
+
+	// Killed before the start, and just after it was put on record.
+	x.must(x.stream("POST", "/v1/clones", api.CloneRequest{Template: m.Template, Names: []string{"before", "after", "plain"}}, nil))
+	x.stop()
+	for name, last := range map[string]string{"before": `{"wanted":true}`, "after": `{"wanted":true,"started":true,"running":true}`} {
+		if err := x.tamper(`UPDATE machines SET last = json_patch(last, '` + last + `') WHERE name = '` + name + `'`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.start()
+	x.await("before", api.Login)
+	x.await("after", api.Login)
+	if m := x.machine("plain"); m.State != api.Defined {
+		t.Errorf("%s", m.State)
+	}
+
+	// What was stopped since stays so.
+	for _, name := range []string{"m", "before"} {
+		x.must(x.stream("POST", "/v1/machines/"+name+"/stop", api.StopRequest{Force: true}, nil))
+	}
+	x.stop()
+	x.start()
+	time.Sleep(100 * time.Millisecond)
+	for _, name := range []string{"m", "before"} {
+		if m := x.machine(name); m.State != api.Stopped {
+			t.Errorf("%s is %s", name, m.State)
+		}
+	}
+}
+
 // TestUnreachable: a machine that may run but cannot be reached is not started
 // again, nor removed.
 func TestUnreachable(t *testing.T) {

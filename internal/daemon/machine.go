@@ -208,6 +208,9 @@ func (m *machine) adopt(ctx context.Context) error {
 		return fmt.Errorf("machine %s may still run and cannot be reached (`lamina stop --force %s` ends it): %w", m.name, m.name, err)
 	}
 	m.d.log.Info("taken over", "machine", m.name, "pid", machine.Info().PID)
+	if m.last().Wanted {
+		_ = m.setLast(func(l *store.Last) { l.Wanted = false }) // an error is logged
+	}
 	m.attach(machine, 0)
 	return nil
 }

@@ -41,16 +41,21 @@ func (m *machine) start(ctx context.Context, timeout time.Duration) (*run, error
 		return nil, fmt.Errorf("start %s: %w", m.name, cause(ctx))
 	}
 	if err := m.d.store.Intact(ctx, m.rec.Digest); err != nil {
+		if ctx.Err() == nil {
+			err = errors.Join(err, m.setLast(func(l *store.Last) { l.Wanted = false }))
+		}
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}
 	before := m.last()
+	wanted := before.Wanted
 	// On stable storage before there is a process: whatever happens now, the
 	// next daemon looks for it.
-	if err := m.setLast(func(l *store.Last) { *l = store.Last{Started: true, Running: true} }); err != nil {
+	if err := m.setLast(func(l *store.Last) { *l = store.Last{Started: true, Running: true, Wanted: wanted} }); err != nil {
 		return nil, err
 	}
 	machine, err := m.d.opts.Driver.Start(ctx, m.rec.Spec, m.dir)
 	if err != nil {
+		before.Wanted = wanted && ctx.Err() != nil // the daemon ends: the next one does it
 		return nil, errors.Join(fmt.Errorf("start %s: %w", m.name, err), m.setLast(func(l *store.Last) { *l = before }))
 	}
 	info := machine.Info()
@@ -58,7 +63,27 @@ func (m *machine) start(ctx context.Context, timeout time.Duration) (*run, error
 	if info.AccelNote != "" {
 		m.d.log.Warn("no KVM", "machine", m.name, "reason", info.AccelNote)
 	}
+	if wanted {
+		_ = m.setLast(func(l *store.Last) { l.Wanted = false }) // an error is logged
+	}
 	return m.attach(machine, timeout), nil
+}
+
+// finishStart starts a machine that was made to be started, when the daemon
+// ended before that. It is tried once.
+func (m *machine) finishStart() {
+	if m.running() != nil || !m.last().Wanted {
+		return
+	}
+	if m.setLast(func(l *store.Last) { l.Wanted, l.Exit = false, nil }) != nil {
+		return // logged
+	}
+	m.d.log.Info("finishing a start that was broken off", "machine", m.name)
+	m.d.background(func(ctx context.Context) {
+		if _, err := m.start(ctx, 0); err != nil {
+			m.d.log.Error("not started", "machine", m.name, "error", err)
+		}
+	})
 }
 
 func (m *machine) setStarting(v bool) {

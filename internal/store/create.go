@@ -29,6 +29,8 @@ type NewMachine struct {
 	Spec vm.Spec
 	// Size is the virtual size of its disk; 0 means the template's.
 	Size int64
+	// Start says that it is made to be started: Last.Wanted.
+	Start bool
 	// Seed returns the content of the seed image. nil means no seed.
 	Seed func() ([]byte, error)
 }
@@ -83,7 +85,7 @@ func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMa
 		id := make([]byte, 6)
 		_, _ = rand.Read(id) // never fails
 		m := Machine{ID: hex.EncodeToString(id), Name: n.Name, Digest: template.Digest, Template: name,
-			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec}
+			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec, Last: Last{Wanted: n.Start}}
 		m.Config.Password, m.Config.UserData = "", nil
 		s.place(&m)
 		machines = append(machines, m)

@@ -35,6 +35,7 @@ type Last struct {
 	// machine is looked for.
 	Started bool          `json:"started,omitempty"`
 	Running bool          `json:"running,omitempty"`
+	Wanted  bool          `json:"wanted,omitempty"` // made to be started, which has not been done yet
 	Exit    *vm.Exit      `json:"exit,omitempty"`
 	Stage   boot.Stage    `json:"stage"`
 	LoginIn time.Duration `json:"loginIn,omitempty"`
