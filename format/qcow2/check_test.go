@@ -187,7 +187,7 @@ func compareChecks(t *testing.T, make func() string) {
 			continue
 		}
 		if repair == block.RepairAll && (b.failed || rebuilt(b)) {
-			requireRepaired(t, ours, stocks, a, b)
+			requireRepaired(t, make(), ours, stocks, a, b)
 			continue
 		}
 		if a.failed != b.failed {
@@ -251,7 +251,7 @@ func normal(lines []string) []string {
 func rebuilt(o outcome) bool { return slices.Contains(o.lines, "Rebuilding refcount structure") }
 
 // requireRepaired holds what a rebuild has to reach: no less than stock's.
-func requireRepaired(t *testing.T, ours, stocks string, a, b outcome) {
+func requireRepaired(t *testing.T, before, ours, stocks string, a, b outcome) {
 	t.Helper()
 	if a.failed && !b.failed {
 		t.Errorf("our repair failed, stock's did not:\n%s", excerpt(a.lines))
@@ -271,9 +271,17 @@ func requireRepaired(t *testing.T, ours, stocks string, a, b outcome) {
 	if a.res.Corruptions > b.res.Corruptions || a.res.Leaks > b.res.Leaks || !sameFixed {
 		t.Errorf("after the rebuild\nours  %+v\nstock %+v\nours\n%s\nstock\n%s", a.res, b.res, excerpt(a.lines), excerpt(b.lines))
 	}
-	if b.res.Corruptions == 0 {
+	if b.res.Corruptions == 0 && !hasUnreadable(t, before) {
 		qemutest.RequireSame(t, "qcow2", ours, "qcow2", stocks)
 	}
+}
+
+// hasUnreadable reports whether stock cannot read a cluster of an image that it
+// can open. The entry of such a compressed cluster points at whatever is there,
+// which need not be the same after two different rebuilds.
+func hasUnreadable(t *testing.T, name string) bool {
+	r := qemutest.Run(t, "qemu-img", "compare", "-U", "-f", "qcow2", "-F", "qcow2", name, name)
+	return strings.Contains(r.Stderr, "Error while reading")
 }
 
 // TestCheckNamedDamage compares with stock on one damage of each kind.
