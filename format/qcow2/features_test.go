@@ -404,3 +404,20 @@ func TestShrinkOnDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestGrowWithoutBacking: whether a backing file would show behind the old end
+// is not known where it was not opened.
+func TestGrowWithoutBacking(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.qcow2")
+	createFile(t, path, 1<<20, nil, "base", "raw")
+	img, err := openFile(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := img.Resize(t.Context(), 2<<20, block.ResizeOptions{}); !errors.Is(err, block.ErrUnsupported) || img.Size() != 1<<20 {
+		t.Errorf("grown to %d: %v", img.Size(), err)
+	}
+	if err := img.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -40,6 +40,9 @@ func (img *Image) resize(ctx context.Context, size int64, opts block.ResizeOptio
 		return nil
 	case len(img.snapshots) > 0 && img.version < 3:
 		return unsupportedf("Can't resize a v2 image which has snapshots")
+	case size > old && img.backing == nil && img.backingFile != "":
+		// A longer one would show behind the old end.
+		return fmt.Errorf("growing: %w", errNotOpened(img.backingFile))
 	case size < old && !opts.AllowShrink:
 		return fmt.Errorf("from %d to %d bytes: shrinking was not allowed: %w", old, size, block.ErrUnsupported)
 	case size < old && opts.Prealloc != block.PreallocOff:
