@@ -23,7 +23,9 @@ race() {
   CGO_ENABLED=1 run -race -timeout 15m -run 'Concurren|Race|Conformance' ./format/...
 }
 
-boot() { step boot; run -timeout 25m -p 2 $(boot_packages); }
+# -parallel is beyond the cores, as a guest that waits takes none of them;
+# test/boot bounds how many of its guests run.
+boot() { step boot; run -timeout 25m -p 2 -parallel 6 $(boot_packages); }
 
 fuzz() {
   step fuzz

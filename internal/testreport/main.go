@@ -76,7 +76,7 @@ func (r *report) add(e event) {
 			fmt.Fprintf(r.out, "ok  \t%s\t%.1fs\n", e.Package, e.Elapsed)
 		} else {
 			r.passed++
-			if e.Elapsed >= 10 && !strings.Contains(e.Test, "/") {
+			if e.Elapsed >= 10 {
 				r.slow = append(r.slow, fmt.Sprintf("%6.1fs %s %s", e.Elapsed, e.Package, e.Test))
 			}
 		}

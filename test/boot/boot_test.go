@@ -20,9 +20,9 @@ import (
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
-// slots bounds the guests that run at once, whatever -parallel says: two are
-// what the time limits of this package are meant for.
-var slots = make(chan struct{}, 2)
+// slots bounds the guests that run at once, whatever -parallel says: three keep
+// two cores busy, and are what the time limits of this package are meant for.
+var slots = make(chan struct{}, 3)
 
 // slot waits for a place to run a guest in; the test's end gives it back. Call
 // it before anything else that registers a cleanup.
@@ -36,10 +36,42 @@ var (
 	modes = []vm.Cache{vm.CacheNone, vm.CacheWriteback, vm.CacheWritethrough, vm.CacheDirectsync, vm.CacheUnsafe}
 )
 
+// TestDebian takes the Debian guest, with its real cloud-init, to login, runs
+// a command over SSH, and stops it. It takes longest and so comes first.
+func TestDebian(t *testing.T) {
+	path := guestimage.Debian(t) // before the clock of the boot starts
+	t.Parallel()
+	slot(t)
+	before := sum(t, path)
+	disk := vm.Disk{Path: overlay(t, t.TempDir(), path, "qcow2", nil), Format: "qcow2", Bus: vm.BusVirtio}
+	g := guesttest.Start(t, guesttest.Config{
+		Disk:   disk,
+		Memory: 768 << 20,
+		Seed: &seed.Config{
+			InstanceID: "i-debian",
+			Hostname:   "deb-01",
+			User:       "bob",
+			UserData:   []byte("#cloud-config\nruncmd:\n- echo done >/run/told\n"),
+		},
+	})
+	r := g.Login()
+	t.Logf("login after %s", r.Took.Round(100*time.Millisecond))
+	got := g.SSH("cloud-init status --wait >/dev/null; hostname; id -un; sudo cat /run/told; findmnt -no FSTYPE /")
+	if want := "deb-01\nbob\ndone\next4\n"; got != want {
+		t.Errorf("over SSH: %q, want %q", got, want)
+	}
+	g.Stop()
+	qemutest.RequireClean(t, disk.Path)
+	if after := sum(t, path); after != before {
+		t.Errorf("the base image changed: sha256 %s, before %s", after, before)
+	}
+}
+
 // TestSmallBoots takes the small guest to its login prompt on each bus from
 // each kind of base image: every pair of a bus and an image, both depths of
 // the chain with each bus and with each image, each cache mode with each bus.
 func TestSmallBoots(t *testing.T) {
+	t.Parallel()
 	small := guestimage.SmallRaw(t)
 	made := t.TempDir()
 	for i, base := range bases {
@@ -93,40 +125,10 @@ func bootSmall(t *testing.T, base base, made string, depth int, disk vm.Disk, ho
 	}
 }
 
-// TestDebian takes the Debian guest, with its real cloud-init, to login, runs
-// a command over SSH, and stops it.
-func TestDebian(t *testing.T) {
-	path := guestimage.Debian(t) // before the clock of the boot starts
-	t.Parallel()
-	slot(t)
-	before := sum(t, path)
-	disk := vm.Disk{Path: overlay(t, t.TempDir(), path, "qcow2", nil), Format: "qcow2", Bus: vm.BusVirtio}
-	g := guesttest.Start(t, guesttest.Config{
-		Disk:   disk,
-		Memory: 768 << 20,
-		Seed: &seed.Config{
-			InstanceID: "i-debian",
-			Hostname:   "deb-01",
-			User:       "bob",
-			UserData:   []byte("#cloud-config\nruncmd:\n- echo done >/run/told\n"),
-		},
-	})
-	r := g.Login()
-	t.Logf("login after %s", r.Took.Round(100*time.Millisecond))
-	got := g.SSH("cloud-init status --wait >/dev/null; hostname; id -un; sudo cat /run/told; findmnt -no FSTYPE /")
-	if want := "deb-01\nbob\ndone\next4\n"; got != want {
-		t.Errorf("over SSH: %q, want %q", got, want)
-	}
-	g.Stop()
-	qemutest.RequireClean(t, disk.Path)
-	if after := sum(t, path); after != before {
-		t.Errorf("the base image changed: sha256 %s, before %s", after, before)
-	}
-}
-
 // TestBootsThatFail has one guest for each way in which a boot stops: the
 // watcher must say where, why and what to try.
 func TestBootsThatFail(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		variant guestimage.Variant
 		bus     vm.Bus
@@ -166,10 +168,10 @@ func TestBootsThatFail(t *testing.T) {
 
 // TestMetadataWait has guests without a seed that ask for a metadata service.
 func TestMetadataWait(t *testing.T) {
+	t.Parallel()
 	for _, v := range []guestimage.Variant{guestimage.VariantEC2, guestimage.VariantCirros} {
 		t.Run(string(v), func(t *testing.T) {
-			t.Parallel()
-			slot(t)
+			t.Parallel() // without a slot: it sleeps most of the time
 			g := guesttest.Start(t, guesttest.Config{Disk: vm.Disk{
 				Path: guestimage.SmallVariant(t, v), Format: "raw", Bus: vm.BusVirtio,
 			}})
