@@ -9,6 +9,7 @@ package inflate
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"sync"
 )
 
@@ -18,6 +19,9 @@ var (
 	ErrTruncated = errors.New("deflate stream is cut off")
 	// ErrInvalid: the stream is not deflate.
 	ErrInvalid = errors.New("deflate stream is invalid")
+	// ErrNoEnd: a block has no code for its end. zlib refuses it as well,
+	// other decoders go on until they have enough. It matches ErrInvalid.
+	ErrNoEnd = fmt.Errorf("%w: a block has no code for its end", ErrInvalid)
 )
 
 // Sizes of the code tables: an index by the next bits of the stream and,
@@ -195,7 +199,7 @@ func (d *decoder) dynamic() error {
 		return err
 	}
 	if d.lens[256] == 0 {
-		return ErrInvalid // the block could not end
+		return ErrNoEnd
 	}
 	if err := d.build(d.lit[:], litBits, d.lens[:lits], litEntry); err != nil {
 		return err

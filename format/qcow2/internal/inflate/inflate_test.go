@@ -75,7 +75,8 @@ func TestTruncated(t *testing.T) {
 }
 
 // FuzzDecode compares with the standard library, which is as strict or
-// stricter about codes that are not complete.
+// stricter about codes that are not complete, but for blocks without an end,
+// where we keep to zlib.
 func FuzzDecode(f *testing.F) {
 	for _, s := range samples() {
 		if len(s) <= 65536 {
@@ -92,7 +93,7 @@ func FuzzDecode(f *testing.F) {
 			if err == nil && (n != m || !bytes.Equal(got[:n], want[:m])) {
 				t.Fatalf("%d bytes, the standard library %d (%v)", n, m, stockErr)
 			}
-			if stockErr == nil && err != nil {
+			if stockErr == nil && err != nil && !errors.Is(err, ErrNoEnd) {
 				t.Fatalf("%v, the standard library decodes it", err)
 			}
 		}
