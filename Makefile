@@ -5,7 +5,7 @@ GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X github.com/lamina-vm/lamina/internal/api.BuildVersion=$(VERSION)
 GUESTS   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina-guests
-FUZZTIME ?= 10s
+FUZZTIME ?= 30s
 
 export GOFLAGS ?= -buildvcs=false
 

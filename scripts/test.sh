@@ -32,7 +32,7 @@ fuzz() {
   for pkg in $(go list ./...); do
     dir=${pkg#github.com/lamina-vm/lamina/}
     for target in $(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$dir"/*_test.go 2>/dev/null | sed 's/func //'); do
-      go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" -fuzzminimizetime 1x -parallel 2 "./$dir"
+      go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-5s}" -fuzzminimizetime 1x -parallel 2 "./$dir"
     done
   done
 }
