@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/nearest"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -90,7 +91,7 @@ func oneOf(name, value string, words []string) error {
 		}
 	}
 	hint := ""
-	if near := nearest(value, words); near != "" {
+	if near := nearest.Word(value, words); near != "" {
 		hint = "; did you mean " + near + "?"
 	}
 	return usagef("--%s %s: it is one of %s%s", name, value, strings.Join(words, ", "), hint)

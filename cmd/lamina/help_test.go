@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/lamina-vm/lamina/internal/nearest"
 )
 
 // testRoot returns the command tree; its output goes nowhere.
@@ -201,7 +203,7 @@ func TestNearest(t *testing.T) {
 	verbs := []string{"run", "clone", "console", "ls", "logs", "start", "stop", "screen"}
 	for word, want := range map[string]string{"rnu": "run", "cloen": "clone", "consol": "console", "strat": "start",
 		"l": "ls", "frobnicate": "", "": "", "log": "logs"} {
-		if got := nearest(word, verbs); got != want {
+		if got := nearest.Word(word, verbs); got != want {
 			t.Errorf("nearest(%q) = %q, want %q", word, got, want)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/client"
 	"github.com/lamina-vm/lamina/internal/names"
+	"github.com/lamina-vm/lamina/internal/nearest"
 )
 
 // patternHelp is said by every verb that takes names of machines.
@@ -80,7 +81,7 @@ func noSuch(kind, name string, known []string) error {
 	if len(known) == 0 {
 		hint = fmt.Sprintf("there are no %ss yet", kind)
 	}
-	if near := nearest(name, known); near != "" {
+	if near := nearest.Word(name, known); near != "" {
 		hint = fmt.Sprintf("did you mean %s?", near)
 	}
 	return &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("there is no %s %q; %s", kind, name, hint)}
@@ -102,6 +103,17 @@ func templateNames(list []api.Template) []string {
 		}
 	}
 	return out
+}
+
+// selected connects to the daemon and returns the machines that the patterns
+// mean.
+func (a *app) selected(ctx context.Context, patterns []string) (*client.Client, []api.Machine, error) {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := selectMachines(ctx, c, patterns)
+	return c, list, err
 }
 
 // selectMachines returns the machines that the patterns mean.

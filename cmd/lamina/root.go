@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/nearest"
 )
 
 const rootLong = `Lamina takes a disk image to machines at their login prompt, each on a thin
@@ -139,7 +140,7 @@ func unknownVerb(cmd *cobra.Command, name string) error {
 		}
 	}
 	hint := ""
-	if near := nearest(name, known); near != "" {
+	if near := nearest.Word(name, known); near != "" {
 		hint = "; did you mean " + near + "?"
 	}
 	return usagef("unknown verb %q%s", name, hint)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/client"
+	"github.com/lamina-vm/lamina/internal/nearest"
 )
 
 type runOptions struct {
@@ -116,7 +117,7 @@ func imageHint(ctx context.Context, c *client.Client, image, ref string, err err
 			known = append(known, e.Name)
 		}
 	}
-	if near := nearest(image, known); near != "" {
+	if near := nearest.Word(image, known); near != "" {
 		return fmt.Errorf("%w; did you mean %s?", err, near)
 	}
 	return err

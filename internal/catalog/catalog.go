@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/nearest"
 )
 
 // List is a catalog.
@@ -53,40 +54,9 @@ func (l List) alike(ref string) []string {
 	var out []string
 	for _, e := range l {
 		name, _, _ := strings.Cut(e.Name, ":")
-		if family != "" && (strings.HasPrefix(name, family) || distance(name, family) <= 2) {
+		if family != "" && (strings.HasPrefix(name, family) || nearest.Distance(name, family, 2) <= 2) {
 			out = append(out, e.Name)
 		}
 	}
 	return out
-}
-
-// distance is the number of letters to add, drop, change or swap with the next
-// one to make b of a; anything above 3 for words of very different length.
-func distance(a, b string) int {
-	if len(a) > len(b)+3 || len(b) > len(a)+3 {
-		return 4
-	}
-	rows := [3][]int{}
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-	}
-	for j := range rows[1] {
-		rows[1][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		before, last, row := rows[0], rows[1], rows[2]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], before[j-2]+1)
-			}
-		}
-		rows[0], rows[1], rows[2] = last, row, before
-	}
-	return rows[1][len(b)]
 }

@@ -1,20 +1,24 @@
-package main
+// Package nearest finds the word that a person most likely meant.
+package nearest
 
-// nearest returns the known word that a person most likely meant by word, ""
-// where none is near.
-func nearest(word string, known []string) string {
+// Word returns the known word that is nearest to word, "" where none is near.
+func Word(word string, known []string) string {
 	best, bestAt := "", max(1, len(word)/3)+1
 	for _, k := range known {
-		if d := distance(word, k); d < bestAt {
+		if d := Distance(word, k, bestAt-1); d < bestAt {
 			best, bestAt = k, d
 		}
 	}
 	return best
 }
 
-// distance is the number of letters to insert, remove, replace or swap with
-// their neighbour that makes b of a (optimal string alignment).
-func distance(a, b string) int {
+// Distance is the number of letters to insert, remove, replace or swap with
+// their neighbour that makes b of a (optimal string alignment); most+1 where
+// the lengths alone say that it is more than most.
+func Distance(a, b string, most int) int {
+	if len(a) > len(b)+most || len(b) > len(a)+most {
+		return most + 1
+	}
 	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range last {
 		last[j] = j
