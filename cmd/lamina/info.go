@@ -34,11 +34,7 @@ func newInfo(a *app) *cobra.Command {
 }
 
 func (a *app) info(ctx context.Context, patterns []string, asJSON bool) error {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	list, err := selectMachines(ctx, c, patterns)
+	_, list, err := a.selected(ctx, patterns)
 	if err != nil {
 		return err
 	}

@@ -30,11 +30,7 @@ stay. A running machine is only removed with --force, which switches it off.
 }
 
 func (a *app) rm(ctx context.Context, patterns []string, force bool) error {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	list, err := selectMachines(ctx, c, patterns)
+	c, list, err := a.selected(ctx, patterns)
 	if err != nil {
 		return err
 	}

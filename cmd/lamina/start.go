@@ -42,11 +42,7 @@ func (o *startOptions) run(ctx context.Context, a *app, patterns []string) error
 	if err := o.check(); err != nil {
 		return err
 	}
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	list, err := selectMachines(ctx, c, patterns)
+	c, list, err := a.selected(ctx, patterns)
 	if err != nil {
 		return err
 	}

@@ -41,11 +41,7 @@ func (o *stopOptions) run(ctx context.Context, a *app, patterns []string) error 
 	if o.timeout < 0 {
 		return usagef("--timeout %s: it cannot be negative", o.timeout)
 	}
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	list, err := selectMachines(ctx, c, patterns)
+	c, list, err := a.selected(ctx, patterns)
 	if err != nil {
 		return err
 	}
