@@ -8,6 +8,7 @@ package getopt
 
 import (
 	"io"
+	"iter"
 	"os"
 	"strings"
 )
@@ -111,6 +112,19 @@ func New(args []string, short string, long []Long) *Parser {
 
 // Rest returns the operands. It is complete once Next has returned io.EOF.
 func (p *Parser) Rest() []string { return p.args[min(p.next, len(p.args)):] }
+
+// All iterates over the options that [Parser.Next] returns. An error is the
+// last that it yields.
+func (p *Parser) All() iter.Seq2[Option, error] {
+	return func(yield func(Option, error) bool) {
+		for {
+			o, err := p.Next()
+			if err == io.EOF || !yield(o, err) || err != nil {
+				return
+			}
+		}
+	}
+}
 
 // Next returns the next option, io.EOF behind the last one, or an *Error,
 // after which reading can go on.

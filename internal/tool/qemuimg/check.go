@@ -3,7 +3,6 @@ package qemuimg
 import (
 	"context"
 	"errors"
-	"io"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/image"
@@ -34,11 +33,7 @@ func (t *tool) check(args []string) int {
 	p := getopt.New(args, ":hf:r:T:qU", []getopt.Long{
 		longHelp, longFormat, {Name: "repair", Arg: getopt.RequiredArgument, Val: 'r'}, longOutput, longObject, longImageOpts, longForce,
 	})
-	for {
-		o, err := p.Next()
-		if err == io.EOF {
-			break
-		}
+	for o, err := range p.All() {
 		if err != nil {
 			return t.badOption(err)
 		}

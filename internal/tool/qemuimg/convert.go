@@ -3,7 +3,6 @@ package qemuimg
 import (
 	"context"
 	"errors"
-	"io"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -41,11 +40,7 @@ func (t *tool) convert(args []string) int {
 		{Name: "target-image-opts", Val: optTargetImageOpts}, {Name: "salvage", Val: optSalvage}, {Name: "target-is-zero", Val: optTargetIsZero},
 		{Name: "bitmaps", Val: optBitmaps}, {Name: "skip-broken-bitmaps", Val: optSkipBroken},
 	})
-	for {
-		o, err := p.Next()
-		if err == io.EOF {
-			break
-		}
+	for o, err := range p.All() {
 		if err != nil {
 			return t.badOption(err)
 		}

@@ -3,7 +3,6 @@ package qemuimg
 import (
 	"context"
 	"errors"
-	"io"
 	"strconv"
 
 	"github.com/lamina-vm/lamina/format/all"
@@ -26,11 +25,7 @@ type createArgs struct {
 func (t *tool) create(args []string) int {
 	a := createArgs{format: "raw"}
 	p := getopt.New(args, ":F:b:f:ho:qu", []getopt.Long{longHelp, longObject})
-	for {
-		o, err := p.Next()
-		if err == io.EOF {
-			break
-		}
+	for o, err := range p.All() {
 		if err != nil {
 			return t.badOption(err)
 		}

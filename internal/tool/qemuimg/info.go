@@ -2,7 +2,6 @@ package qemuimg
 
 import (
 	"context"
-	"io"
 	"time"
 
 	"github.com/lamina-vm/lamina/format"
@@ -20,11 +19,7 @@ func (t *tool) info(args []string) int {
 	p := getopt.New(args, ":hf:U", []getopt.Long{
 		longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce,
 	})
-	for {
-		o, err := p.Next()
-		if err == io.EOF {
-			break
-		}
+	for o, err := range p.All() {
 		if err != nil {
 			return t.badOption(err)
 		}

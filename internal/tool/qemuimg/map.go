@@ -2,7 +2,6 @@ package qemuimg
 
 import (
 	"context"
-	"io"
 	"strconv"
 
 	"github.com/lamina-vm/lamina/image"
@@ -20,11 +19,7 @@ func (t *tool) mapVerb(args []string) int {
 		longHelp, longFormat, longOutput, longObject, longImageOpts, longForce,
 		{Name: "start-offset", Arg: getopt.RequiredArgument, Val: 's'}, {Name: "max-length", Arg: getopt.RequiredArgument, Val: 'l'},
 	})
-	for {
-		o, err := p.Next()
-		if err == io.EOF {
-			break
-		}
+	for o, err := range p.All() {
 		if err != nil {
 			return t.badOption(err)
 		}

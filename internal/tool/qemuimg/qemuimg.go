@@ -79,11 +79,7 @@ func (t *tool) main(args []string) int {
 		{Name: "version", Val: 'V'},
 		{Name: "trace", Arg: getopt.RequiredArgument, Val: 'T'},
 	})
-	for {
-		o, err := p.Next()
-		if err == io.EOF {
-			break
-		}
+	for o, err := range p.All() {
 		if err != nil {
 			return t.badOption(err)
 		}

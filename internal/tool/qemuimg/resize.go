@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"strings"
 	"syscall"
@@ -31,11 +30,7 @@ func (t *tool) resize(args []string) int {
 		{Name: "preallocation", Arg: getopt.RequiredArgument, Val: optPrealloc},
 		{Name: "shrink", Val: optShrink}, {Name: "force-shrink", Val: optForceShrink},
 	})
-	for {
-		o, err := p.Next()
-		if err == io.EOF {
-			break
-		}
+	for o, err := range p.All() {
 		if err != nil {
 			return t.badOption(err)
 		}
