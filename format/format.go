@@ -2,7 +2,7 @@
 //
 // Drivers are values that stand in one list, format/all, in probe order, and
 // are handed down from there; nothing registers itself. A driver that must
-// open another image (a backing file, an external data file) is given an
+// open another image (a backing file) is given an
 // [Opener], so no format imports another one or the file system.
 package format
 
@@ -73,8 +73,6 @@ type Opener interface {
 	// the image says, still relative to it; format is the recorded backing
 	// format or "" to probe.
 	OpenBacking(ctx context.Context, name, format string) (block.Node, error)
-	// OpenData opens an external data file as plain bytes.
-	OpenData(ctx context.Context, name string, writable bool) (block.Node, error)
 }
 
 // CreateOptions are the choices of [Driver].Create.
@@ -120,7 +118,6 @@ type Info struct {
 	Dirty         bool   // needs repair before it is written
 	BackingFile   string // as recorded
 	BackingFormat string // as recorded, "" if not
-	DataFile      string
 	// Specific is the format's own table, in print order.
 	Specific  []InfoField
 	Snapshots []Snapshot

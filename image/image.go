@@ -293,24 +293,6 @@ func (o *opener) OpenBacking(ctx context.Context, name, formatName string) (bloc
 	return l.Node, nil
 }
 
-// OpenData implements [format.Opener].
-func (o *opener) OpenData(_ context.Context, name string, writable bool) (block.Node, error) {
-	if o.c.opts.Untrusted {
-		return nil, fmt.Errorf("%s: external data file %q: %w", o.path, name, block.ErrUntrusted)
-	}
-	loc, err := parseName(combine(o.path, name))
-	if err != nil {
-		return nil, err
-	}
-	return file.Open(loc.path, file.Options{
-		Writable: writable,
-		Direct:   o.c.opts.Cache == CacheNone || o.c.opts.Cache == CacheDirectsync,
-		Sync:     o.c.opts.Cache == CacheWritethrough || o.c.opts.Cache == CacheDirectsync,
-		NoLock:   o.c.opts.NoLock,
-		Growable: writable,
-	})
-}
-
 // probeFile probes a file that is not open yet.
 func probeFile(path string) (format.Driver, error) {
 	f, err := file.Open(path, file.Options{NoLock: true})

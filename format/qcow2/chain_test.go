@@ -30,10 +30,6 @@ func (o layerOpener) OpenBacking(ctx context.Context, name, _ string) (block.Nod
 	return n, err
 }
 
-func (o layerOpener) OpenData(context.Context, string, bool) (block.Node, error) {
-	return nil, block.ErrUnsupported
-}
-
 // openLayers opens an image of dir with its backing chain.
 func openLayers(t testing.TB, dir, name string, writable bool) *Image {
 	t.Helper()

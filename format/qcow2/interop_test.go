@@ -38,10 +38,6 @@ func (o chainOpener) OpenBacking(ctx context.Context, name, as string) (block.No
 	return d.Open(ctx, f, format.OpenOptions{Filename: name, Opener: o})
 }
 
-func (chainOpener) OpenData(context.Context, string, bool) (block.Node, error) {
-	return nil, block.ErrUnsupported
-}
-
 // openChain opens an image file with its backing chain.
 func openChain(t testing.TB, name string, writable bool) block.Node {
 	t.Helper()

@@ -59,10 +59,6 @@ func (o modelOpener) OpenBacking(context.Context, string, string) (block.Node, e
 	return memory.NewBytes(o.data).ReadOnly(), nil
 }
 
-func (o modelOpener) OpenData(context.Context, string, bool) (block.Node, error) {
-	return nil, errors.New("no data file here")
-}
-
 // model is an image and what it must read as.
 type model struct {
 	t     testing.TB
