@@ -32,9 +32,26 @@ fuzz() {
   for pkg in $(go list ./...); do
     dir=${pkg#github.com/lamina-vm/lamina/}
     for target in $(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$dir"/*_test.go 2>/dev/null | sed 's/func //'); do
-      go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-5s}" -fuzzminimizetime 1x -parallel 2 "./$dir"
+      fuzz_one "$target" "./$dir"
     done
   done
+}
+
+# Before Go 1.27 the end of -fuzztime races with the workers: a target without
+# a failing input is then failed with "context deadline exceeded" and nothing
+# else (go.dev/issue/75804). Just that is no failure: an input that fails is
+# reported with itself, and one that hangs as a hung process.
+fuzz_one() {
+  local out=
+  out=$(mktemp)
+  if ! go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-5s}" -fuzzminimizetime 1x -parallel 2 "$2" 2>&1 | tee "$out"; then
+    if [ "$(sed -n '/^--- FAIL/,/^FAIL/p' "$out" | sed '1d;$d')" != '    context deadline exceeded' ]; then
+      rm -f "$out"
+      return 1
+    fi
+    echo "$1: its time ended in the race of go.dev/issue/75804; no input failed"
+  fi
+  rm -f "$out"
 }
 
 if [ $# -gt 0 ]; then
