@@ -57,6 +57,12 @@ type OpenOptions struct {
 	// not opened: ranges that only they hold fail to read, and
 	// [block.Backed] returns nil.
 	Opener Opener
+	// Secrets resolves the names of keys. nil is none.
+	Secrets Secrets
+	// Values holds the format's runtime options by key, spelled as QEMU's
+	// block options are ("encrypt.key-secret", "lazy-refcounts"). Unknown
+	// ones fail with an error that matches block.ErrUnsupported.
+	Values map[string]string
 	// Untrusted refuses, with block.ErrUntrusted, an image that names
 	// another file, and bounds what its header may claim.
 	Untrusted bool
@@ -85,6 +91,8 @@ type CreateOptions struct {
 	// BackingFile and BackingFormat are recorded as they are; the caller has
 	// made sure that they can be opened.
 	BackingFile, BackingFormat string
+	// Secrets resolves the names of keys. nil is none.
+	Secrets Secrets
 }
 
 // OptionType is how a creation option's value is written.

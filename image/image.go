@@ -19,6 +19,7 @@ import (
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/format/all"
+	"github.com/lamina-vm/lamina/internal/underlay"
 	"github.com/lamina-vm/lamina/protocol/file"
 )
 
@@ -73,6 +74,8 @@ type Options struct {
 	Untrusted bool
 	// ForCheck opens a damaged image as far as Check needs it.
 	ForCheck bool
+	// Secrets resolves the names of keys of encrypted images. nil is none.
+	Secrets format.Secrets
 
 	use use
 }
@@ -258,11 +261,12 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path 
 		Untrusted: c.opts.Untrusted,
 		ForCheck:  top && c.opts.ForCheck,
 		Unsafe:    c.opts.Cache == CacheUnsafe,
+		Secrets:   c.opts.Secrets,
 	}
 	if !c.opts.NoBacking {
 		opts.Opener = &opener{c, path}
 	}
-	node, err := drv.Open(ctx, l.file, opts)
+	node, err := drv.Open(ctx, underlay.Node(ctx, path, l.file), opts)
 	if errors.Is(err, block.ErrNotFormat) {
 		return &NotFormatError{Name: l.Name, Format: drv.Name()}
 	} else if err != nil {

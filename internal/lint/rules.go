@@ -29,7 +29,7 @@ var rules = []rule{
 	{from: "format/...", except: []string{"format", "format/all"}, deny: []string{"..."},
 		allow:  []string{"block", "block/...", "format"},
 		reason: "a format driver is handed its file and an opener; it never imports another format or a protocol"},
-	{from: "image/...", deny: []string{"internal/...", "nbd/...", "cmd/..."}, allow: []string{"internal/partition"},
+	{from: "image/...", deny: []string{"internal/...", "nbd/...", "cmd/..."}, allow: []string{"internal/partition", "internal/underlay"},
 		reason: "image is a public library: it may not pull in machines, tools or the daemon"},
 	{from: "nbd/...", deny: []string{"..."}, allow: []string{"block", "block/...", "nbd/..."},
 		reason: "nbd speaks over block only"},

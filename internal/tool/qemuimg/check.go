@@ -60,7 +60,9 @@ func (t *tool) check(args []string) int {
 		case optOutput:
 			a.out, a.hasOut = o.Arg, true
 		case optObject:
-			return t.object(o.Arg)
+			if !t.object(o.Arg) {
+				return exitFailed
+			}
 		case optImageOpts:
 			a.src.imageOpts = true
 		}

@@ -104,7 +104,7 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (status int, done 
 	case 'r':
 		a.opts.RateLimit, ok = t.number("rate limit", o.Arg)
 	case optObject:
-		return t.object(o.Arg), true
+		ok = t.object(o.Arg)
 	case optImageOpts:
 		a.imageOpts = true
 	case optTargetImageOpts:

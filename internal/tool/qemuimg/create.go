@@ -48,7 +48,9 @@ func (t *tool) create(args []string) int {
 		case 'u':
 			a.unchecked = true
 		case optObject:
-			return t.object(o.Arg)
+			if !t.object(o.Arg) {
+				return exitFailed
+			}
 		}
 	}
 	rest := p.Rest()

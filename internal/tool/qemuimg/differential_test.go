@@ -285,6 +285,7 @@ func TestDifferential(t *testing.T) {
 			lines += strings.Count(c.lines, ";") + 1
 		}
 		t.Run(group.name, func(t *testing.T) {
+			base := group.base(t, base)
 			for _, c := range group.cases {
 				t.Run(strings.ReplaceAll(c.lines, "/", "|"), func(t *testing.T) { t.Parallel(); runCase(t, base, c) })
 			}
@@ -293,6 +294,25 @@ func TestDifferential(t *testing.T) {
 	if lines < 120 {
 		t.Errorf("only %d command lines", lines)
 	}
+}
+
+// base returns a folder with the images that the group works on: those of
+// every group, and its own.
+func (g diffGroup) base(t *testing.T, shared string) string {
+	t.Helper()
+	if g.fixtures == "" {
+		return shared
+	}
+	dir := filepath.Join(t.TempDir(), "base")
+	if out, err := exec.Command("cp", "-a", shared, dir).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v: %s", err, out)
+	}
+	for line := range strings.SplitSeq(g.fixtures, ";") {
+		if r := runTool(t, false, dir, words(line)); r.status != 0 {
+			t.Fatalf("qemu-img %s: %s", line, r.stderr)
+		}
+	}
+	return dir
 }
 
 func runCase(t *testing.T, base string, c diffCase) {

@@ -35,7 +35,9 @@ func (t *tool) info(args []string) int {
 		case optChain:
 			opts.Chain = true
 		case optObject:
-			return t.object(o.Arg)
+			if !t.object(o.Arg) {
+				return exitFailed
+			}
 		case optImageOpts:
 			src.imageOpts = true
 		}

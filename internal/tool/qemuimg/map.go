@@ -38,7 +38,9 @@ func (t *tool) mapVerb(args []string) int {
 		case 'l':
 			length, ok = t.number("max length", o.Arg)
 		case optObject:
-			return t.object(o.Arg)
+			if !t.object(o.Arg) {
+				return exitFailed
+			}
 		case optImageOpts:
 			src.imageOpts = true
 		}

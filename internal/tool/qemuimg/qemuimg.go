@@ -33,22 +33,22 @@ type verb struct {
 // nothing is built when a program that links this package starts.
 func verbs() []verb {
 	return []verb{
+		{"amend", (*tool).amend, amendSyntax},
+		{"bench", (*tool).bench, benchSyntax},
+		{"bitmap", (*tool).bitmap, bitmapSyntax},
 		{"check", (*tool).check, checkSyntax},
+		{"commit", (*tool).commit, commitSyntax},
+		{"compare", (*tool).compare, compareSyntax},
 		{"convert", (*tool).convert, convertSyntax},
 		{"create", (*tool).create, createSyntax},
+		{"dd", (*tool).dd, ddSyntax},
 		{"info", (*tool).info, infoSyntax},
 		{"map", (*tool).mapVerb, mapSyntax},
+		{"measure", (*tool).measure, measureSyntax},
+		{"snapshot", (*tool).snapshot, snapshotSyntax},
+		{"rebase", (*tool).rebase, rebaseSyntax},
 		{"resize", (*tool).resize, resizeSyntax},
 	}
-}
-
-// later are the verbs of the stock tool that are not there yet.
-func later(name string) bool {
-	switch name {
-	case "amend", "bench", "bitmap", "commit", "compare", "dd", "measure", "rebase", "snapshot":
-		return true
-	}
-	return false
 }
 
 // tool is one run.
@@ -101,9 +101,6 @@ func (t *tool) main(args []string) int {
 		if v.name == rest[0] {
 			return v.run(t, rest)
 		}
-	}
-	if later(rest[0]) {
-		return t.exit("Command not supported yet: %s", rest[0])
 	}
 	return t.exit("Command not found: %s", rest[0])
 }

@@ -54,7 +54,9 @@ func (t *tool) resize(args []string) int {
 		case optForceShrink:
 			opts.Shrink, opts.Force = true, true
 		case optObject:
-			return t.object(o.Arg)
+			if !t.object(o.Arg) {
+				return exitFailed
+			}
 		case optImageOpts:
 			src.imageOpts = true
 		}

@@ -70,7 +70,7 @@ func (t *tool) resolve(s *source) bool {
 
 // object refuses `--object`: the objects are keys of encrypted images, which
 // are not supported, and to take one and not use it would be a lie.
-func (t *tool) object(arg string) int {
+func (t *tool) object(arg string) bool {
 	kind, _, _ := strings.Cut(strings.TrimPrefix(arg, "qom-type="), ",")
 	switch kind {
 	case "secret", "secret_keyring", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "authz-list", "authz-simple", "authz-listfile", "iothread", "throttle-group":
@@ -78,7 +78,7 @@ func (t *tool) object(arg string) int {
 	default:
 		t.errorf("Parameter 'qom-type' does not accept value '%s'", kind)
 	}
-	return exitFailed
+	return false
 }
 
 // output is the value of --output.

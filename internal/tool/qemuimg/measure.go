@@ -1,0 +1,7 @@
+package qemuimg
+
+const measureSyntax = "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] [-f fmt] [-l snapshot_param] filename]"
+
+func (t *tool) measure(args []string) int {
+	return t.exit("Command not supported yet: %s", args[0])
+}

@@ -1,0 +1,4 @@
+package qemuimg
+
+// benchTable is the part of the comparison that is about bench.
+var benchTable []diffGroup

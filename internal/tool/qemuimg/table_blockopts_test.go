@@ -1,0 +1,4 @@
+package qemuimg
+
+// blockoptsTable is the part of the comparison that is about blockopts.
+var blockoptsTable []diffGroup

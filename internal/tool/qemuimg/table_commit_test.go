@@ -1,0 +1,4 @@
+package qemuimg
+
+// commitTable is the part of the comparison that is about commit.
+var commitTable []diffGroup

@@ -1,0 +1,4 @@
+package qemuimg
+
+// compareTable is the part of the comparison that is about compare.
+var compareTable []diffGroup

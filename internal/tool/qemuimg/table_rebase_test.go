@@ -1,0 +1,4 @@
+package qemuimg
+
+// rebaseTable is the part of the comparison that is about rebase.
+var rebaseTable []diffGroup
