@@ -33,6 +33,10 @@ type ResizeOptions struct {
 	// new end is lost. It is refused, with a *CutError, where the disk's
 	// partition table says that a partition would be cut, unless Force.
 	Shrink, Force bool
+	// FixGPT moves the backup of a GUID partition table to the new end of
+	// the disk, where firmware and tools look for it, and makes the table
+	// cover the disk. A disk without a GPT is resized as ever.
+	FixGPT bool
 }
 
 // Errors of [Resize].
@@ -50,6 +54,8 @@ type ResizeResult struct {
 	Old, New int64 // bytes
 	// ProbedRaw says that the format was guessed to be raw.
 	ProbedRaw bool
+	// MovedGPT says that FixGPT changed the partition table.
+	MovedGPT bool
 }
 
 // Resize changes an image's virtual size. The new area reads as zeros. The
@@ -79,13 +85,50 @@ func Resize(ctx context.Context, name string, opts ResizeOptions) (res ResizeRes
 	if !ok {
 		return res, fmt.Errorf("%s: format %s cannot be resized: %w", name, im.Format(), block.ErrUnsupported)
 	}
+	// A backup table must lie on the disk at every instant: before a disk
+	// shrinks, and after it has grown.
+	if opts.FixGPT && res.New < res.Old {
+		if res.MovedGPT, err = moveGPT(name, im.Node(), res.New); err != nil {
+			return res, err
+		}
+	}
 	if err := r.Resize(ctx, res.New, block.ResizeOptions{Prealloc: opts.Prealloc, AllowShrink: opts.Shrink}); err != nil {
 		return res, err
+	}
+	if opts.FixGPT && res.New >= res.Old {
+		if res.MovedGPT, err = moveGPT(name, im.Node(), res.New); err != nil {
+			return res, err
+		}
 	}
 	if w, ok := block.As[block.Writer](im.Node()); ok && opts.Cache != CacheUnsafe {
 		err = w.Flush()
 	}
 	return res, err
+}
+
+// moveGPT makes the GPT of a disk, if it has one, fit one of newSize bytes. It
+// flushes between the steps, so one whole copy is there at every instant.
+func moveGPT(name string, disk block.Node, newSize int64) (bool, error) {
+	patches, err := partition.MoveBackup(disk, disk.Size(), newSize)
+	if errors.Is(err, partition.ErrNone) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("%s: %w", name, err)
+	}
+	w, ok := block.As[block.Writer](disk)
+	if !ok {
+		return false, fmt.Errorf("%s: move the backup partition table: %w", name, block.ErrReadOnly)
+	}
+	for _, p := range patches {
+		_, err := w.WriteAt(p.Data, p.Offset)
+		if err == nil {
+			err = w.Flush()
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: move the backup partition table to %d: %w", name, p.Offset, err)
+		}
+	}
+	return len(patches) > 0, nil
 }
 
 func newSize(old int64, opts ResizeOptions) (int64, error) {

@@ -11,7 +11,7 @@ packages=(
   # the race detector's C library (the product itself uses no cgo)
   gcc libc6-dev
   # the test guests' builders
-  mmdebstrap fakeroot busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk syslinux syslinux-common
+  mmdebstrap fakeroot busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk gdisk syslinux syslinux-common
   # readers of what we write
   genisoimage xorriso openssl systemd
   # the tests' ordinary user

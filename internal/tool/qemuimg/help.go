@@ -74,4 +74,5 @@ Parameters of resize:
   '+size' grows, '-size' shrinks by that much
   '--shrink' is needed to make an image smaller. It is refused where a
     partition would be cut, unless '--force-shrink' is given
+  '--fix-gpt' moves the backup of a GUID partition table to the new end
 `

@@ -14,7 +14,7 @@ import (
 	"github.com/lamina-vm/lamina/protocol/file"
 )
 
-const resizeSyntax = "[--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] [--force-shrink] filename [+ | -]size"
+const resizeSyntax = "[--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] [--force-shrink] [--fix-gpt] filename [+ | -]size"
 
 func (t *tool) resize(args []string) int {
 	var src source
@@ -28,7 +28,7 @@ func (t *tool) resize(args []string) int {
 	p := getopt.New(args[:len(args)-1], ":f:hq", []getopt.Long{
 		longHelp, longObject, longImageOpts,
 		{Name: "preallocation", Arg: getopt.RequiredArgument, Val: optPrealloc},
-		{Name: "shrink", Val: optShrink}, {Name: "force-shrink", Val: optForceShrink},
+		{Name: "shrink", Val: optShrink}, {Name: "force-shrink", Val: optForceShrink}, {Name: "fix-gpt", Val: optFixGPT},
 	})
 	for o, err := range p.All() {
 		if err != nil {
@@ -53,6 +53,8 @@ func (t *tool) resize(args []string) int {
 			opts.Shrink = true
 		case optForceShrink:
 			opts.Shrink, opts.Force = true, true
+		case optFixGPT:
+			opts.FixGPT = true
 		case optObject:
 			if !t.object(o.Arg) {
 				return exitFailed
@@ -79,6 +81,9 @@ func (t *tool) resize(args []string) int {
 	}
 	if !quiet {
 		t.printf("Image resized.\n")
+		if res.MovedGPT {
+			t.printf("The backup partition table was moved to the new end of the disk.\n")
+		}
 	}
 	return exitOK
 }

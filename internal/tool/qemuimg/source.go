@@ -19,6 +19,7 @@ const (
 	optPrealloc
 	optShrink
 	optForceShrink
+	optFixGPT
 	optTargetIsZero
 	optSalvage
 	optBitmaps

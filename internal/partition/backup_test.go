@@ -1,0 +1,106 @@
+package partition
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// verify has sgdisk judge a disk.
+func verify(t *testing.T, disk []byte) {
+	t.Helper()
+	tool, err := exec.LookPath("sgdisk")
+	if err != nil {
+		t.Fatal("sgdisk is not installed: run make deps")
+	}
+	name := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(name, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(tool, "-v", name).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "No problems found") {
+		t.Errorf("sgdisk -v: %v\n%s", err, out)
+	}
+}
+
+// resized is disk with another length.
+func resized(disk []byte, size int) []byte {
+	b := make([]byte, size)
+	copy(b, disk)
+	return b
+}
+
+// moveStepwise applies the patches one by one and looks at every state.
+func moveStepwise(t *testing.T, disk []byte, newSize int64) {
+	t.Helper()
+	patches, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), newSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(patches) == 0 {
+		t.Fatal("nothing to do")
+	}
+	for i, p := range patches {
+		// Power may fail in the middle of a patch.
+		copy(disk[p.Offset:], p.Data[:len(p.Data)/2])
+		for range 2 {
+			table, err := Read(bytes.NewReader(disk), int64(len(disk)))
+			if err != nil || table.Scheme != GPT || len(table.Partitions) != 2 {
+				t.Fatalf("in patch %d: %v %+v", i, err, table)
+			}
+			copy(disk[p.Offset:], p.Data)
+		}
+	}
+}
+
+func TestMoveBackupGrows(t *testing.T) {
+	for _, size := range []int{65 * mib, 200*mib + 512} {
+		disk := resized(sfdisk(t, 64*mib, gptScript), size)
+		moveStepwise(t, disk, int64(size))
+		verify(t, disk)
+		if patches, err := MoveBackup(bytes.NewReader(disk), int64(size), int64(size)); err != nil || len(patches) != 0 {
+			t.Errorf("a second time: %d patches, %v", len(patches), err)
+		}
+	}
+}
+
+func TestMoveBackupShrinks(t *testing.T) {
+	const end = 50 * mib // of the last partition
+	for _, size := range []int64{60 * mib, end + 33*512} {
+		disk := sfdisk(t, 64*mib, gptScript)
+		moveStepwise(t, disk, size)
+		verify(t, disk[:size])
+	}
+	disk := sfdisk(t, 64*mib, gptScript)
+	for _, size := range []int64{end + 32*512, end, 10 * mib, 4096, 0} {
+		if _, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), size); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("to %d bytes: %v", size, err)
+		}
+	}
+}
+
+// The primary copy is damaged: it is made anew from the backup.
+func TestMoveBackupRestoresPrimary(t *testing.T) {
+	disk := sfdisk(t, 64*mib, gptScript)
+	clear(disk[512 : 34*512])
+	patches, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), int64(len(disk)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range patches {
+		copy(disk[p.Offset:], p.Data)
+	}
+	verify(t, disk)
+}
+
+func TestMoveBackupNone(t *testing.T) {
+	for _, disk := range [][]byte{nil, make([]byte, mib), sfdisk(t, 8*mib, "label: dos\nstart=2048, size=1M, type=83\n")} {
+		if _, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), 64*mib); !errors.Is(err, ErrNone) {
+			t.Errorf("%d bytes: %v", len(disk), err)
+		}
+	}
+}
