@@ -51,6 +51,17 @@ func verbs() []verb {
 	}
 }
 
+// ownVerbs are the commands that the stock tool does not have.
+func ownVerbs() []verb {
+	return []verb{
+		{"tree", (*tool).tree, treeSyntax},
+	}
+}
+
+// extended reports whether what the stock tool refuses (more verbs, several
+// images) is there. Under its name it is not: who calls that may rely on errors.
+func (t *tool) extended() bool { return t.prog != "qemu-img" }
+
 // tool is one run.
 type tool struct {
 	prog   string // for messages: "qemu-img", "lamina img"
@@ -97,7 +108,11 @@ func (t *tool) main(args []string) int {
 	if len(rest) == 0 {
 		return t.exit("Not enough arguments")
 	}
-	for _, v := range verbs() {
+	list := verbs()
+	if t.extended() {
+		list = append(list, ownVerbs()...)
+	}
+	for _, v := range list {
 		if v.name == rest[0] {
 			return v.run(t, rest)
 		}

@@ -20,6 +20,7 @@ const (
 	optShrink
 	optForceShrink
 	optFixGPT
+	optUntrusted
 	optTargetIsZero
 	optSalvage
 	optBitmaps
@@ -33,6 +34,7 @@ var (
 	longOutput    = getopt.Long{Name: "output", Arg: getopt.RequiredArgument, Val: optOutput}
 	longObject    = getopt.Long{Name: "object", Arg: getopt.RequiredArgument, Val: optObject}
 	longImageOpts = getopt.Long{Name: "image-opts", Val: optImageOpts}
+	longUntrusted = getopt.Long{Name: "untrusted", Val: optUntrusted}
 	longForce     = getopt.Long{Name: "force-share", Val: 'U'}
 )
 
