@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
 
-const checkSyntax = "[--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] filename"
+const checkSyntax = "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] filename"
 
 // Exit statuses of check, beside exitOK and exitFailed.
 const (
@@ -20,72 +20,51 @@ const (
 
 // checkArgs is the command line of check.
 type checkArgs struct {
-	src    source
-	opts   image.CheckOptions
-	out    string
-	hasOut bool
-	cache  string
-	quiet  bool
+	common
+	src  source
+	opts image.CheckOptions
 }
 
 func (t *tool) check(args []string) int {
 	var a checkArgs
-	p := getopt.New(args, ":hf:r:T:qU", []getopt.Long{
-		longHelp, longFormat, {Name: "repair", Arg: getopt.RequiredArgument, Val: 'r'}, longOutput, longObject, longImageOpts, longForce,
+	var status int
+	var done bool
+	a.common, status, done = t.parse(args, ":hf:r:T:qU", []getopt.Long{
+		longHelp, longFormat, {Name: "repair", Arg: getopt.RequiredArgument, Val: 'r'}, longOutput, longObject, longImageOpts, longForce, longSrcCache, longQuiet,
+	}, func(o getopt.Option) bool {
+		switch o.Arg {
+		case "leaks":
+			a.opts.Repair = block.RepairLeaks
+		case "all":
+			a.opts.Repair = block.RepairAll
+		default:
+			t.exit("Unknown option value for -r (expecting 'leaks' or 'all'): %s", o.Arg)
+			return false
+		}
+		return true
 	})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
-		}
-		switch o.Val {
-		case 'h':
-			return t.help()
-		case 'f':
-			a.src.format = o.Arg
-		case 'r':
-			switch o.Arg {
-			case "leaks":
-				a.opts.Repair = block.RepairLeaks
-			case "all":
-				a.opts.Repair = block.RepairAll
-			default:
-				return t.exit("Unknown option value for -r (expecting 'leaks' or 'all'): %s", o.Arg)
-			}
-		case 'T':
-			a.cache = o.Arg
-		case 'q':
-			a.quiet = true
-		case 'U':
-			a.opts.NoLock = true
-		case optOutput:
-			a.out, a.hasOut = o.Arg, true
-		case optObject:
-			if !t.object(o.Arg) {
-				return exitFailed
-			}
-		case optImageOpts:
-			a.src.imageOpts = true
-		}
+	if done {
+		return status
 	}
-	rest := p.Rest()
-	if len(rest) != 1 {
-		return t.exit("Expecting one image file name")
+	var ok bool
+	if a.src, ok = t.oneImage(a.common); !ok {
+		return exitFailed
 	}
-	a.src.name = rest[0]
 	return t.runCheck(a)
 }
 
 func (t *tool) runCheck(a checkArgs) int {
-	mode, ok := t.outputFormat(a.out, a.hasOut)
+	mode, ok := t.outputFormat(a.common)
 	if !ok {
 		return exitFailed
 	}
-	if a.opts.Cache, ok = t.cacheMode("source cache", a.cache, image.CacheWriteback); !ok {
+	if a.opts.Cache, ok = t.cacheMode("source cache", a.srcCache, image.CacheWriteback); !ok {
 		return exitFailed
 	}
 	if !t.resolve(&a.src) {
 		return exitFailed
 	}
+	a.opts.NoLock = a.noLock
 	if a.opts.NoLock && a.opts.Repair != block.RepairNone {
 		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.src.name)
 		return exitFailed

@@ -14,20 +14,18 @@ import (
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
 
-const convertSyntax = "[--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename"
+const convertSyntax = "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename"
 
 // maxSparse is the largest -S, the stock tool's buffer.
 const maxSparse = 16 << 20
 
 // convertArgs is the command line of convert.
 type convertArgs struct {
+	common
 	opts                           image.ConvertOptions
-	options                        optionList
 	snapshotName                   *image.SnapshotRef // of -l ID_OR_NAME
-	cache, srcCache                string
-	hasSparse, progress, quiet     bool
-	imageOpts, targetOpts, bitmaps bool
-	skipBroken                     bool
+	hasSparse, targetOpts          bool
+	bitmaps, skipBroken            bool
 	outFormat, backing, backingFmt string
 	sources                        []string
 	target                         string
@@ -35,34 +33,34 @@ type convertArgs struct {
 
 func (t *tool) convert(args []string) int {
 	var a convertArgs
-	p := getopt.New(args, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", []getopt.Long{
+	var status int
+	var done bool
+	a.common, status, done = t.parse(args, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", []getopt.Long{
 		longHelp, longObject, {Name: "source-image-opts", Val: optImageOpts}, longImageOpts, longForce,
 		{Name: "target-image-opts", Val: optTargetImageOpts}, {Name: "salvage", Val: optSalvage}, {Name: "target-is-zero", Val: optTargetIsZero},
 		{Name: "bitmaps", Val: optBitmaps}, {Name: "skip-broken-bitmaps", Val: optSkipBroken},
-	})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
-		}
-		if status, done := t.convertOption(&a, o); done {
-			return status
-		}
+		{Name: "source-format", Arg: getopt.RequiredArgument, Val: 'f'}, {Name: "source-cache", Arg: getopt.RequiredArgument, Val: 'T'},
+		{Name: "snapshot", Arg: getopt.RequiredArgument, Val: 'l'}, {Name: "target-format", Arg: getopt.RequiredArgument, Val: 'O'},
+		{Name: "target-cache", Arg: getopt.RequiredArgument, Val: 't'}, {Name: "target-format-options", Arg: getopt.RequiredArgument, Val: 'o'},
+		{Name: "backing", Arg: getopt.RequiredArgument, Val: 'B'}, {Name: "backing-format", Arg: getopt.RequiredArgument, Val: 'F'},
+		{Name: "no-create", Val: 'n'}, {Name: "sparse-size", Arg: getopt.RequiredArgument, Val: 'S'}, {Name: "compress", Val: 'c'},
+		{Name: "copy-range-offloading", Val: 'C'}, {Name: "parallel", Arg: getopt.RequiredArgument, Val: 'm'}, {Name: "oob", Val: 'W'},
+		{Name: "rate-limit", Arg: getopt.RequiredArgument, Val: 'r'}, longQuiet, longProgress,
+	}, func(o getopt.Option) bool { return t.convertOption(&a, o) })
+	if done {
+		return status
 	}
-	if rest := p.Rest(); len(rest) > 1 {
-		a.sources, a.target = rest[:len(rest)-1], rest[len(rest)-1]
+	a.opts.SourceFormat, a.opts.SourceNoLock = a.format, a.noLock
+	if len(a.rest) > 1 {
+		a.sources, a.target = a.rest[:len(a.rest)-1], a.rest[len(a.rest)-1]
 	}
 	return t.checkConvert(a)
 }
 
-// convertOption takes one option over. done says that the tool ends with
-// status.
-func (t *tool) convertOption(a *convertArgs, o getopt.Option) (status int, done bool) {
-	ok := true
+// convertOption takes over an option that only convert has.
+func (t *tool) convertOption(a *convertArgs, o getopt.Option) (ok bool) {
+	ok = true
 	switch o.Val {
-	case 'h':
-		return t.help(), true
-	case 'f':
-		a.opts.SourceFormat = o.Arg
 	case 'O':
 		a.outFormat = o.Arg
 	case 'B':
@@ -73,22 +71,10 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (status int, done 
 		a.opts.Compress = true
 	case 'F':
 		a.backingFmt = o.Arg
-	case 'o':
-		if ok = a.options.add(o.Arg); !ok {
-			t.errorf("Invalid option list: %s", o.Arg)
-		}
 	case 'l':
 		ok = t.snapshotOption(a, o.Arg)
 	case 'S':
 		ok = t.sparseOption(a, o.Arg)
-	case 'p':
-		a.progress = true
-	case 't':
-		a.cache = o.Arg
-	case 'T':
-		a.srcCache = o.Arg
-	case 'q':
-		a.quiet = true
 	case 'n':
 		a.opts.NoCreate = true
 	case 'm':
@@ -99,14 +85,8 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (status int, done 
 		a.opts.Workers = int(n)
 	case 'W':
 		a.opts.OutOfOrder = true
-	case 'U':
-		a.opts.SourceNoLock = true
 	case 'r':
 		a.opts.RateLimit, ok = t.number("rate limit", o.Arg)
-	case optObject:
-		ok = t.object(o.Arg)
-	case optImageOpts:
-		a.imageOpts = true
 	case optTargetImageOpts:
 		a.targetOpts = true
 	case optSalvage:
@@ -118,7 +98,7 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (status int, done 
 	case optSkipBroken:
 		a.skipBroken = true
 	}
-	return exitFailed, !ok
+	return ok
 }
 
 // snapshotOption reads -l: an ID or name, or snapshot.id= and snapshot.name=.
@@ -310,7 +290,7 @@ func (t *tool) runConvert(a convertArgs) int {
 		t.errorf("%s", bad)
 		return exitFailed
 	}
-	meter := t.newMeter(a.progress && !a.quiet)
+	meter := t.newMeter(a.progress, 1)
 	defer meter.stop()
 	a.opts.Progress = meter.update
 	a.opts.Unreadable = func(off int64, err error) {

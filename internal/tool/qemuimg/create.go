@@ -10,66 +10,58 @@ import (
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
 
-const createSyntax = "[-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]"
+const createSyntax = "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]"
 
 // createArgs is the command line of create.
 type createArgs struct {
-	format, backing, backingFormat string
-	options                        optionList
-	quiet, unchecked               bool
-	filename                       string
-	size                           int64
-	hasSize                        bool
+	common
+	backing, backingFormat string
+	unchecked              bool
+	filename               string
+	size                   int64
+	hasSize                bool
 }
 
 func (t *tool) create(args []string) int {
-	a := createArgs{format: "raw"}
-	p := getopt.New(args, ":F:b:f:ho:qu", []getopt.Long{longHelp, longObject})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
-		}
+	var a createArgs
+	var status int
+	var done bool
+	a.common, status, done = t.parse(args, ":F:b:f:ho:qu", []getopt.Long{
+		longHelp, longObject, longFormat, longOptions, longQuiet, {Name: "backing", Arg: getopt.RequiredArgument, Val: 'b'},
+		{Name: "backing-format", Arg: getopt.RequiredArgument, Val: 'F'}, {Name: "backing-unchecked", Val: 'u'},
+	}, func(o getopt.Option) bool {
 		switch o.Val {
-		case 'h':
-			return t.help()
 		case 'F':
 			a.backingFormat = o.Arg
 		case 'b':
 			a.backing = o.Arg
-		case 'f':
-			a.format = o.Arg
-		case 'o':
-			if !a.options.add(o.Arg) {
-				t.errorf("Invalid option list: %s", o.Arg)
-				return exitFailed
-			}
-		case 'q':
-			a.quiet = true
 		case 'u':
 			a.unchecked = true
-		case optObject:
-			if !t.object(o.Arg) {
-				return exitFailed
-			}
 		}
+		return true
+	})
+	if done {
+		return status
 	}
-	rest := p.Rest()
-	if len(rest) > 0 {
-		a.filename = rest[0]
+	if a.format == "" {
+		a.format = "raw"
+	}
+	if len(a.rest) > 0 {
+		a.filename = a.rest[0]
 	}
 	if a.options.set && a.options.wantsHelp() {
 		return t.creationHelp(a.filename, a.format)
 	}
-	if len(rest) == 0 {
+	if len(a.rest) == 0 {
 		return t.exit("Expecting image file name")
 	}
-	if len(rest) > 1 {
-		if a.size, a.hasSize = t.number("image size", rest[1]); !a.hasSize {
+	if len(a.rest) > 1 {
+		if a.size, a.hasSize = t.number("image size", a.rest[1]); !a.hasSize {
 			return exitFailed
 		}
 	}
-	if len(rest) > 2 {
-		return t.exit("Unexpected argument: %s", rest[2])
+	if len(a.rest) > 2 {
+		return t.exit("Unexpected argument: %s", a.rest[2])
 	}
 	return t.runCreate(a)
 }

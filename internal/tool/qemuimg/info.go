@@ -9,51 +9,25 @@ import (
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
 
-const infoSyntax = "[--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename"
+const infoSyntax = "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename"
 
 func (t *tool) info(args []string) int {
-	var src source
 	var opts image.InfoOptions
-	var out string
-	hasOut := false
-	p := getopt.New(args, ":hf:U", []getopt.Long{
+	c, status, done := t.parse(args, ":hf:U", []getopt.Long{
 		longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce,
-	})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
-		}
-		switch o.Val {
-		case 'h':
-			return t.help()
-		case 'f':
-			src.format = o.Arg
-		case 'U':
-			opts.NoLock = true
-		case optOutput:
-			out, hasOut = o.Arg, true
-		case optChain:
-			opts.Chain = true
-		case optObject:
-			if !t.object(o.Arg) {
-				return exitFailed
-			}
-		case optImageOpts:
-			src.imageOpts = true
-		}
+	}, func(getopt.Option) bool { opts.Chain = true; return true })
+	if done {
+		return status
 	}
-	rest := p.Rest()
-	if len(rest) != 1 {
-		return t.exit("Expecting one image file name")
-	}
-	mode, ok := t.outputFormat(out, hasOut)
+	src, ok := t.oneImage(c)
 	if !ok {
 		return exitFailed
 	}
-	src.name = rest[0]
-	if !t.resolve(&src) {
+	mode, ok := t.outputFormat(c)
+	if !ok || !t.resolve(&src) {
 		return exitFailed
 	}
+	opts.NoLock = c.noLock
 	opts.Format = src.format
 	infos, err := image.Inspect(context.Background(), src.name, opts)
 	if err != nil {

@@ -8,60 +8,33 @@ import (
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
 
-const mapSyntax = "[--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] filename"
+const mapSyntax = "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] filename"
 
 func (t *tool) mapVerb(args []string) int {
-	var src source
-	var opts image.Options
-	var out string
-	hasOut, start, length := false, int64(0), int64(-1)
-	p := getopt.New(args, ":f:s:l:hU", []getopt.Long{
+	start, length := int64(0), int64(-1)
+	c, status, done := t.parse(args, ":f:s:l:hU", []getopt.Long{
 		longHelp, longFormat, longOutput, longObject, longImageOpts, longForce,
 		{Name: "start-offset", Arg: getopt.RequiredArgument, Val: 's'}, {Name: "max-length", Arg: getopt.RequiredArgument, Val: 'l'},
-	})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
-		}
-		ok := true
-		switch o.Val {
-		case 'h':
-			return t.help()
-		case 'f':
-			src.format = o.Arg
-		case 'U':
-			opts.NoLock = true
-		case optOutput:
-			out, hasOut = o.Arg, true
-		case 's':
+	}, func(o getopt.Option) (ok bool) {
+		if o.Val == 's' {
 			start, ok = t.number("start offset", o.Arg)
-		case 'l':
+		} else {
 			length, ok = t.number("max length", o.Arg)
-		case optObject:
-			if !t.object(o.Arg) {
-				return exitFailed
-			}
-		case optImageOpts:
-			src.imageOpts = true
 		}
-		if !ok {
-			return exitFailed
-		}
+		return ok
+	})
+	if done {
+		return status
 	}
-	rest := p.Rest()
-	if len(rest) != 1 {
-		return t.exit("Expecting one image file name")
-	}
-	mode, ok := t.outputFormat(out, hasOut)
+	src, ok := t.oneImage(c)
 	if !ok {
 		return exitFailed
 	}
-	src.name = rest[0]
-	if !t.resolve(&src) {
+	mode, ok := t.outputFormat(c)
+	if !ok || !t.resolve(&src) {
 		return exitFailed
 	}
-	opts.Format = src.format
-	im, err := image.Open(context.Background(), src.name, opts)
+	im, err := image.Open(context.Background(), src.name, image.Options{Format: src.format, NoLock: c.noLock})
 	if err != nil {
 		return t.failOpen(err)
 	}

@@ -7,10 +7,11 @@ import (
 	"syscall"
 )
 
-// meter shows how far a conversion is: with -p on standard output at every
-// percent, and on SIGUSR1 once.
+// meter shows how far a long operation is: with -p on standard output at every
+// step, and on SIGUSR1 once.
 type meter struct {
 	t    *tool
+	step float64 // percent
 	show bool
 	sig  chan os.Signal
 	done chan struct{}
@@ -21,9 +22,10 @@ type meter struct {
 }
 
 // newMeter starts to listen for SIGUSR1. Without it the signal would end the
-// program, as it does while other verbs run.
-func (t *tool) newMeter(show bool) *meter {
-	m := &meter{t: t, show: show, sig: make(chan os.Signal, 1), done: make(chan struct{})}
+// program, as it does while other verbs run. step is the least change in
+// percent that is shown.
+func (t *tool) newMeter(show bool, step float64) *meter {
+	m := &meter{t: t, show: show, step: step, sig: make(chan os.Signal, 1), done: make(chan struct{})}
 	signal.Notify(m.sig, syscall.SIGUSR1)
 	go func() {
 		for {
@@ -47,14 +49,14 @@ func (t *tool) newMeter(show bool) *meter {
 	return m
 }
 
-// update is the callback of image.Convert.
+// update is the callback of package image.
 func (m *meter) update(done, total int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if total > 0 {
 		m.percent = float64(done) * 100 / float64(total)
 	}
-	if m.show && (m.percent >= m.shown+1 || done == total && m.shown < 100) {
+	if m.show && (m.percent >= m.shown+m.step || done == total && m.shown < 100) {
 		m.print()
 	}
 }

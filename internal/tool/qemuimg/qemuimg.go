@@ -69,6 +69,7 @@ type tool struct {
 	out    *bufio.Writer
 	stderr io.Writer
 	outErr error // the first failed write to standard output
+	trace  tracing
 }
 
 // Main runs the tool. prog is the program's name for messages ("qemu-img",
@@ -101,12 +102,17 @@ func (t *tool) main(args []string) int {
 			t.printf("%s", versionText)
 			return exitOK
 		case 'T':
-			return t.exit("Tracing is not supported: run without --trace")
+			if status, done := t.traceOption(o.Arg); done {
+				return status
+			}
 		}
 	}
 	rest := p.Rest()
 	if len(rest) == 0 {
 		return t.exit("Not enough arguments")
+	}
+	if !t.startTrace() {
+		return exitFailed
 	}
 	list := verbs()
 	if t.extended() {

@@ -14,60 +14,27 @@ import (
 	"github.com/lamina-vm/lamina/protocol/file"
 )
 
-const resizeSyntax = "[--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] [--force-shrink] [--fix-gpt] filename [+ | -]size"
+const resizeSyntax = "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] [--force-shrink] [--fix-gpt] filename [+ | -]size"
 
 func (t *tool) resize(args []string) int {
-	var src source
 	var opts image.ResizeOptions
-	quiet := false
 	// The size is taken off first: "-1G" is no option.
 	if len(args) < 3 {
 		return t.exit("Not enough arguments")
 	}
 	size := args[len(args)-1]
-	p := getopt.New(args[:len(args)-1], ":f:hq", []getopt.Long{
-		longHelp, longObject, longImageOpts,
+	c, status, done := t.parse(args[:len(args)-1], ":f:hq", []getopt.Long{
+		longHelp, longObject, longImageOpts, longFormat, longQuiet,
 		{Name: "preallocation", Arg: getopt.RequiredArgument, Val: optPrealloc},
 		{Name: "shrink", Val: optShrink}, {Name: "force-shrink", Val: optForceShrink}, {Name: "fix-gpt", Val: optFixGPT},
-	})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
-		}
-		switch o.Val {
-		case 'h':
-			return t.help()
-		case 'f':
-			src.format = o.Arg
-		case 'q':
-			quiet = true
-		case optPrealloc:
-			switch m := block.Preallocation(o.Arg); m {
-			case block.PreallocOff, block.PreallocMetadata, block.PreallocFalloc, block.PreallocFull:
-				opts.Prealloc = m
-			default:
-				t.errorf("Invalid preallocation mode '%s'", o.Arg)
-				return exitFailed
-			}
-		case optShrink:
-			opts.Shrink = true
-		case optForceShrink:
-			opts.Shrink, opts.Force = true, true
-		case optFixGPT:
-			opts.FixGPT = true
-		case optObject:
-			if !t.object(o.Arg) {
-				return exitFailed
-			}
-		case optImageOpts:
-			src.imageOpts = true
-		}
+	}, func(o getopt.Option) bool { return t.resizeOption(&opts, o) })
+	if done {
+		return status
 	}
-	rest := p.Rest()
-	if len(rest) != 1 {
+	if len(c.rest) != 1 {
 		return t.exit("Expecting image file name and size")
 	}
-	src.name = rest[0]
+	src := c.image(c.rest[0])
 	if !t.sizeChange(size, &opts) || !t.resolve(&src) {
 		return exitFailed
 	}
@@ -79,13 +46,34 @@ func (t *tool) resize(args []string) int {
 	if err != nil {
 		return t.failResize(src.name, err)
 	}
-	if !quiet {
+	if !c.quiet {
 		t.printf("Image resized.\n")
 		if res.MovedGPT {
 			t.printf("The backup partition table was moved to the new end of the disk.\n")
 		}
 	}
 	return exitOK
+}
+
+// resizeOption takes an option over that only resize has.
+func (t *tool) resizeOption(opts *image.ResizeOptions, o getopt.Option) bool {
+	switch o.Val {
+	case optPrealloc:
+		switch m := block.Preallocation(o.Arg); m {
+		case block.PreallocOff, block.PreallocMetadata, block.PreallocFalloc, block.PreallocFull:
+			opts.Prealloc = m
+		default:
+			t.errorf("Invalid preallocation mode '%s'", o.Arg)
+			return false
+		}
+	case optShrink:
+		opts.Shrink = true
+	case optForceShrink:
+		opts.Shrink, opts.Force = true, true
+	case optFixGPT:
+		opts.FixGPT = true
+	}
+	return true
 }
 
 // sizeChange reads [+|-]size.

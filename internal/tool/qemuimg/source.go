@@ -6,36 +6,6 @@ import (
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/image"
-	"github.com/lamina-vm/lamina/internal/getopt"
-)
-
-// Values of long options without a letter, above every letter.
-const (
-	optOutput = 256 + iota
-	optChain
-	optObject
-	optImageOpts
-	optTargetImageOpts
-	optPrealloc
-	optShrink
-	optForceShrink
-	optFixGPT
-	optUntrusted
-	optTargetIsZero
-	optSalvage
-	optBitmaps
-	optSkipBroken
-)
-
-// Long options that several verbs have.
-var (
-	longHelp      = getopt.Long{Name: "help", Val: 'h'}
-	longFormat    = getopt.Long{Name: "format", Arg: getopt.RequiredArgument, Val: 'f'}
-	longOutput    = getopt.Long{Name: "output", Arg: getopt.RequiredArgument, Val: optOutput}
-	longObject    = getopt.Long{Name: "object", Arg: getopt.RequiredArgument, Val: optObject}
-	longImageOpts = getopt.Long{Name: "image-opts", Val: optImageOpts}
-	longUntrusted = getopt.Long{Name: "untrusted", Val: optUntrusted}
-	longForce     = getopt.Long{Name: "force-share", Val: 'U'}
 )
 
 // source is an image as the command line names it.
@@ -82,39 +52,6 @@ func (t *tool) object(arg string) bool {
 		t.errorf("Parameter 'qom-type' does not accept value '%s'", kind)
 	}
 	return false
-}
-
-// output is the value of --output.
-type output uint8
-
-const (
-	outputHuman output = iota
-	outputJSON
-)
-
-// outputFormat reads --output; given says whether it was there.
-func (t *tool) outputFormat(arg string, given bool) (output, bool) {
-	switch {
-	case !given || arg == "human":
-		return outputHuman, true
-	case arg == "json":
-		return outputJSON, true
-	}
-	t.errorf("--output must be used with human or json as argument.")
-	return outputHuman, false
-}
-
-// cacheMode reads -t or -T; what is "cache" or "source cache".
-func (t *tool) cacheMode(what, arg string, standard image.CacheMode) (image.CacheMode, bool) {
-	if arg == "" {
-		return standard, true
-	}
-	m, err := image.ParseCacheMode(arg)
-	if err != nil {
-		t.errorf("Invalid %s option: %s", what, arg)
-		return "", false
-	}
-	return m, true
 }
 
 // warnProbed says that a raw image that is written was not said to be raw.
