@@ -54,7 +54,7 @@ func (t *tool) check(args []string) int {
 }
 
 func (t *tool) runCheck(a checkArgs) int {
-	mode, ok := t.outputFormat(a.common)
+	mode, ok := t.outputFormat(a.output, a.hasOutput)
 	if !ok {
 		return exitFailed
 	}

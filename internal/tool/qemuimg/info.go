@@ -23,7 +23,7 @@ func (t *tool) info(args []string) int {
 	if !ok {
 		return exitFailed
 	}
-	mode, ok := t.outputFormat(c)
+	mode, ok := t.outputFormat(c.output, c.hasOutput)
 	if !ok || !t.resolve(&src) {
 		return exitFailed
 	}

@@ -110,9 +110,6 @@ func (t *tool) parse(args []string, short string, long []getopt.Long, own func(g
 	return c, exitOK, false
 }
 
-// noneOwn is the own of a verb that has no options but common ones.
-func noneOwn(getopt.Option) bool { return true }
-
 // oneImage returns the image of a verb that works on one.
 func (t *tool) oneImage(c common) (source, bool) {
 	if len(c.rest) != 1 {
@@ -135,12 +132,12 @@ const (
 	outputJSON
 )
 
-// outputFormat reads --output.
-func (t *tool) outputFormat(c common) (output, bool) {
+// outputFormat reads --output; given says whether it was there.
+func (t *tool) outputFormat(arg string, given bool) (output, bool) {
 	switch {
-	case !c.hasOutput || c.output == "human":
+	case !given || arg == "human":
 		return outputHuman, true
-	case c.output == "json":
+	case arg == "json":
 		return outputJSON, true
 	}
 	t.errorf("--output must be used with human or json as argument.")
