@@ -11,15 +11,29 @@ import (
 const mapSyntax = "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] filename"
 
 func (t *tool) mapVerb(args []string) int {
+	var pic drawing
 	start, length := int64(0), int64(-1)
-	c, status, done := t.parse(args, ":f:s:l:hU", []getopt.Long{
+	long := []getopt.Long{
 		longHelp, longFormat, longOutput, longObject, longImageOpts, longForce,
 		{Name: "start-offset", Arg: getopt.RequiredArgument, Val: 's'}, {Name: "max-length", Arg: getopt.RequiredArgument, Val: 'l'},
-	}, func(o getopt.Option) (ok bool) {
-		if o.Val == 's' {
+	}
+	if t.extended() {
+		long = append(long, longUntrusted, getopt.Long{Name: "picture", Val: optPicture},
+			getopt.Long{Name: "svg", Arg: getopt.RequiredArgument, Val: optSVG}, getopt.Long{Name: "png", Arg: getopt.RequiredArgument, Val: optPNG})
+	}
+	c, status, done := t.parse(args, ":f:s:l:hU", long, func(o getopt.Option) bool {
+		ok := true
+		switch o.Val {
+		case 's':
 			start, ok = t.number("start offset", o.Arg)
-		} else {
+		case 'l':
 			length, ok = t.number("max length", o.Arg)
+		case optPicture:
+			pic.terminal = true
+		case optSVG:
+			pic.svg = o.Arg
+		case optPNG:
+			pic.png = o.Arg
 		}
 		return ok
 	})
@@ -34,11 +48,14 @@ func (t *tool) mapVerb(args []string) int {
 	if !ok || !t.resolve(&src) {
 		return exitFailed
 	}
-	im, err := image.Open(context.Background(), src.name, image.Options{Format: src.format, NoLock: c.noLock})
+	im, err := image.Open(context.Background(), src.name, image.Options{Format: src.format, NoLock: c.noLock, Untrusted: c.untrusted})
 	if err != nil {
 		return t.failOpen(err)
 	}
 	defer func() { _ = im.Close() }()
+	if pic.wanted() {
+		return t.draw(im, pic, start, length)
+	}
 	if mode == outputJSON {
 		return t.printMapJSON(im, start, length)
 	}

@@ -17,6 +17,9 @@ const (
 	optForceShrink
 	optFixGPT
 	optUntrusted
+	optPicture
+	optSVG
+	optPNG
 	optTargetIsZero
 	optSalvage
 	optBitmaps
@@ -49,6 +52,7 @@ type common struct {
 	format    string // -f
 	imageOpts bool   // --image-opts
 	noLock    bool   // -U
+	untrusted bool   // --untrusted
 	quiet     bool   // -q
 	progress  bool   // -p
 	cache     string // -t, "" where not given
@@ -97,6 +101,8 @@ func (t *tool) parse(args []string, short string, long []getopt.Long, own func(g
 			ok = t.object(o.Arg)
 		case optImageOpts:
 			c.imageOpts = true
+		case optUntrusted:
+			c.untrusted = true
 		default:
 			ok = own(o)
 		}

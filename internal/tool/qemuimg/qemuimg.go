@@ -66,7 +66,8 @@ func (t *tool) extended() bool { return t.prog != "qemu-img" }
 type tool struct {
 	prog   string // for messages: "qemu-img", "lamina img"
 	stdin  io.Reader
-	out    *bufio.Writer
+	stdout io.Writer
+	out    *bufio.Writer // on stdout
 	stderr io.Writer
 	outErr error // the first failed write to standard output
 	trace  tracing
@@ -75,7 +76,7 @@ type tool struct {
 // Main runs the tool. prog is the program's name for messages ("qemu-img",
 // "lamina img"), args the words behind it. It returns the exit status.
 func Main(prog string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	t := &tool{prog: prog, stdin: stdin, out: bufio.NewWriter(stdout), stderr: stderr}
+	t := &tool{prog: prog, stdin: stdin, stdout: stdout, out: bufio.NewWriter(stdout), stderr: stderr}
 	status := t.main(args)
 	t.flush()
 	if t.outErr != nil {

@@ -13,32 +13,19 @@ const treeSyntax = "[--output=ofmt] [--untrusted] [filename | folder]..."
 
 // tree shows which image lies over which. It fails where a link is broken.
 func (t *tool) tree(args []string) int {
-	var opts image.LineageOptions
-	var out string
-	hasOut := false
-	p := getopt.New(args, ":h", []getopt.Long{longHelp, longOutput, longUntrusted})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
-		}
-		switch o.Val {
-		case 'h':
-			return t.help()
-		case optOutput:
-			out, hasOut = o.Arg, true
-		case optUntrusted:
-			opts.Untrusted = true
-		}
+	c, status, done := t.parse(args, ":h", []getopt.Long{longHelp, longOutput, longUntrusted}, nil)
+	if done {
+		return status
 	}
-	names := p.Rest()
-	if len(names) == 0 {
-		names = []string{"."}
-	}
-	mode, ok := t.outputFormat(out, hasOut)
+	mode, ok := t.outputFormat(c.output, c.hasOutput)
 	if !ok {
 		return exitFailed
 	}
-	roots, err := image.Lineage(context.Background(), names, opts)
+	names := c.rest
+	if len(names) == 0 {
+		names = []string{"."}
+	}
+	roots, err := image.Lineage(context.Background(), names, image.LineageOptions{Untrusted: c.untrusted})
 	if err != nil {
 		return t.failOpen(err)
 	}
