@@ -88,6 +88,10 @@ const (
 	// ZeroNoFallback makes WriteZeroes fail with ErrUnsupported rather
 	// than write a buffer of zeros.
 	ZeroNoFallback
+	// ZeroExplicit makes a node with a backing file hold the zeros itself,
+	// also where the backing file reads as zeros now, so that they stay when
+	// it is exchanged or changed.
+	ZeroExplicit
 )
 
 // Zeroer is a writable node that can make a range read as zeros faster than

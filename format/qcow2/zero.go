@@ -24,7 +24,11 @@ func (img *Image) WriteZeroes(off, n int64, flags block.ZeroFlags) error {
 	}
 	hold := img.lockBytes(off, n, true)
 	defer img.guest.unlock(hold)
-	if err := img.zeroRange(off, n, flags); err != nil {
+	zero := img.zeroRange
+	if flags&block.ZeroExplicit != 0 {
+		zero = img.zeroExplicit
+	}
+	if err := zero(off, n, flags); err != nil {
 		return img.fail("zero", err)
 	}
 	return nil
