@@ -25,6 +25,9 @@ var (
 	ErrUnknownFormat = errors.New("unknown image format")
 	// ErrBackingLoop: a backing chain contains a file twice.
 	ErrBackingLoop = errors.New("backing chain loops")
+	// ErrUnfinished: the program that filled the image was interrupted; what
+	// it holds is not what it should.
+	ErrUnfinished = errors.New("image is unfinished: the conversion that filled it was interrupted; run it again")
 	// ErrUntrusted: an image that was opened as untrusted names another
 	// file or claims more than an untrusted image may.
 	ErrUntrusted = errors.New("untrusted image refused")

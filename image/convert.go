@@ -144,7 +144,7 @@ func Convert(ctx context.Context, sources []string, target string, opts ConvertO
 
 // copyTo opens the target, which exists now, and fills it.
 func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
-	im, err := Open(ctx, target, Options{Format: c.opts.Format, Writable: true, Cache: c.opts.Cache})
+	im, err := Open(ctx, target, Options{Format: c.opts.Format, Writable: true, Cache: c.opts.Cache, Fill: true})
 	if err != nil {
 		return err
 	}
@@ -155,10 +155,7 @@ func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
 	if err := c.run(ctx); err != nil {
 		return err
 	}
-	if c.opts.Cache == CacheUnsafe {
-		return nil
-	}
-	if err := c.dst.Flush(); err != nil {
+	if err := im.Finish(); err != nil {
 		return fmt.Errorf("%s: %w", target, err)
 	}
 	return nil
@@ -247,7 +244,7 @@ func (c *conversion) create(ctx context.Context, drv format.Driver, target strin
 	p, err := PlanCreate(ctx, target, CreateOptions{
 		Format: drv.Name(), Size: c.total, Values: c.opts.Values,
 		BackingFile: c.opts.BackingFile, BackingFormat: c.opts.BackingFormat,
-		Unchecked: true, NoFlush: true,
+		Unchecked: true, NoFlush: true, Fill: true, unsafe: c.opts.Cache == CacheUnsafe,
 	})
 	if err != nil {
 		return madeFile{}, err

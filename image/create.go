@@ -12,6 +12,7 @@ import (
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/format/all"
+	"github.com/lamina-vm/lamina/internal/underlay"
 	"github.com/lamina-vm/lamina/protocol/file"
 )
 
@@ -35,6 +36,11 @@ type CreateOptions struct {
 	Unchecked bool
 	// NoFlush returns before the new image is safe from a power loss.
 	NoFlush bool
+	// Fill leaves the new image marked as unfinished: it is going to be
+	// opened with [Options].Fill.
+	Fill bool
+
+	unsafe bool // with Fill: no barrier behind the mark
 }
 
 // ErrNoBackingFormat is for a backing file without its format.
@@ -227,12 +233,13 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 	if err := p.checkOptions(opts); err != nil {
 		return err
 	}
-	f, made, err := createFile(p.path, p.drv.Name())
+	f, made, err := createFile(p.path, p.drv.Name() != rawName || p.opts.Fill)
 	if err != nil {
 		return err
 	}
+	node := underlay.Node(ctx, p.path, f)
 	defer func() {
-		err = errors.Join(err, f.Close())
+		err = errors.Join(err, node.Close())
 		if err != nil {
 			made.undo()
 		}
@@ -242,14 +249,34 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	size := p.Size
-	if err := p.drv.Create(ctx, f, size, opts); err != nil {
+	return p.fill(ctx, node, opts)
+}
+
+// fill writes the new image into file, which is empty or a device. An image
+// with metadata is marked as unfinished until all of it is safe.
+func (p *CreatePlan) fill(ctx context.Context, file block.Node, opts format.CreateOptions) error {
+	var u *unfinishedFile
+	raw := p.drv.Name() == rawName
+	if p.opts.Fill && !(raw && p.Size == 0) || !p.opts.NoFlush && !raw {
+		var err error
+		if u, err = newUnfinished(file, p.drv, !p.opts.unsafe); err != nil {
+			return err
+		} else if u != nil {
+			file = u
+		}
+	}
+	if err := p.drv.Create(ctx, file, p.Size, opts); err != nil || p.opts.NoFlush {
 		return err
 	}
-	if p.opts.NoFlush {
+	if w, ok := file.(block.Writer); ok {
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	if u == nil || p.opts.Fill {
 		return nil
 	}
-	return f.Flush()
+	return u.finish()
 }
 
 // setAttributes applies the options that concern the file, whatever format is
@@ -278,12 +305,12 @@ type madeFile struct {
 }
 
 // createFile makes the empty file for a new image.
-func createFile(path, formatName string) (*file.File, madeFile, error) {
+func createFile(path string, growable bool) (*file.File, madeFile, error) {
 	locks := file.CreateLocks()
 	made := madeFile{path: path}
 	_, err := os.Lstat(path)
 	made.isNew = errors.Is(err, fs.ErrNotExist)
-	f, err := file.Create(path, file.Options{Locks: &locks, Growable: formatName != rawName})
+	f, err := file.Create(path, file.Options{Locks: &locks, Growable: growable})
 	return f, made, err
 }
 

@@ -76,6 +76,10 @@ type Options struct {
 	ForCheck bool
 	// Secrets resolves the names of keys of encrypted images. nil is none.
 	Secrets format.Secrets
+	// Fill opens an image that is going to be filled: with the first change
+	// it is marked as unfinished, which it stays until [Image.Finish]. One
+	// that an interrupted program left so is opened too. Needs Writable.
+	Fill bool
 
 	use use
 }
@@ -114,7 +118,8 @@ func (l *Layer) DiskSize() (int64, error) { return l.file.DiskSize() }
 
 // Image is an open disk image with its backing chain.
 type Image struct {
-	layers []*Layer
+	layers     []*Layer
+	unfinished *unfinishedFile // nil unless opened with Options.Fill
 }
 
 // Node returns the disk that the guest sees. It belongs to the Image.
@@ -126,7 +131,21 @@ func (im *Image) Layers() []*Layer { return im.layers }
 // Format returns the name of the image's own format.
 func (im *Image) Format() string { return im.layers[0].Format }
 
-// Close closes the whole chain.
+// Finish says that an image opened with [Options].Fill is complete: everything
+// is made durable (with CacheUnsafe: written) and then the mark goes.
+func (im *Image) Finish() error {
+	if w, ok := block.As[block.Writer](im.Node()); ok {
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	if im.unfinished == nil {
+		return nil
+	}
+	return im.unfinished.finish()
+}
+
+// Close closes the whole chain. What was not finished stays marked.
 func (im *Image) Close() error { return im.layers[0].Node.Close() }
 
 const rawName = "raw"
@@ -140,13 +159,14 @@ func Open(ctx context.Context, name string, opts Options) (*Image, error) {
 	if _, err := c.open(ctx, name, opts.Format, true); err != nil {
 		return nil, &OpenError{Name: name, Err: err}
 	}
-	return &Image{layers: c.layers}, nil
+	return &Image{layers: c.layers, unfinished: c.unfinished}, nil
 }
 
 // chain is a backing chain while it is being opened.
 type chain struct {
-	opts   Options
-	layers []*Layer
+	opts       Options
+	layers     []*Layer
+	unfinished *unfinishedFile
 }
 
 // open opens one file of the chain, which opens those below it.
@@ -266,7 +286,17 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path 
 	if !c.opts.NoBacking {
 		opts.Opener = &opener{c, path}
 	}
-	node, err := drv.Open(ctx, underlay.Node(ctx, path, l.file), opts)
+	file := underlay.Node(ctx, path, l.file)
+	if opts.Writable && c.opts.Fill {
+		u, err := openUnfinished(file, drv, !opts.Unsafe)
+		if err != nil {
+			return err
+		}
+		if u != nil {
+			file, c.unfinished = u, u
+		}
+	}
+	node, err := drv.Open(ctx, file, opts)
 	if errors.Is(err, block.ErrNotFormat) {
 		return &NotFormatError{Name: l.Name, Format: drv.Name()}
 	} else if err != nil {

@@ -13,6 +13,7 @@ type Driver struct{}
 var (
 	_ format.Driver        = Driver{}
 	_ format.CreateChecker = Driver{}
+	_ format.Unfinished    = Driver{}
 )
 
 // Name implements [format.Driver].

@@ -99,6 +99,9 @@ func decodeHeader(b []byte) (*header, error) {
 		return nil, &stockError{"Image is not in qcow2 format", block.ErrNotFormat}
 	}
 	h := &header{version: be.Uint32(b[4:])}
+	if h.version == unfinishedVersion {
+		return nil, block.ErrUnfinished
+	}
 	if h.version != 2 && h.version != 3 {
 		return nil, unsupportedf("Unsupported qcow2 version %d", h.version)
 	}
@@ -234,6 +237,9 @@ func (h *header) contained(fileSize int64, rtBytes uint64) error {
 // validateFeatures refuses incompatible features that the driver cannot work
 // with, by name.
 func (h *header) validateFeatures(features []featureName) error {
+	if h.incompat&incompatUnfinished != 0 {
+		return block.ErrUnfinished
+	}
 	known := []struct {
 		bit  uint64
 		name string

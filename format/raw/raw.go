@@ -20,6 +20,7 @@ type Driver struct{}
 var (
 	_ format.Driver        = Driver{}
 	_ format.CreateChecker = Driver{}
+	_ format.Unfinished    = Driver{}
 )
 
 // Name implements [format.Driver].
@@ -37,6 +38,9 @@ func (Driver) Open(ctx context.Context, file block.Node, opts format.OpenOptions
 	if n := file.Size(); n > math.MaxInt64-(block.SectorSize-1) {
 		// Rounded up to sectors it would be negative.
 		return nil, fmt.Errorf("open %s: a file of %d bytes: %w", opts.Filename, n, syscall.EFBIG)
+	}
+	if err := refuseUnfinished(file); err != nil {
+		return nil, err
 	}
 	d := &Disk{file: file, name: opts.Filename, unsafe: opts.Unsafe}
 	if opts.Writable {
