@@ -54,6 +54,8 @@ func verbs() []verb {
 // ownVerbs are the commands that the stock tool does not have.
 func ownVerbs() []verb {
 	return []verb{
+		{"cp", (*tool).cp, cpSyntax},
+		{"sparsify", (*tool).sparsify, sparsifySyntax},
 		{"tree", (*tool).tree, treeSyntax},
 	}
 }
