@@ -59,6 +59,7 @@ type common struct {
 	srcCache  string // -T, "" where not given
 	output    string // --output
 	hasOutput bool
+	badObject bool       // a bad --object ended the verb
 	options   optionList // -o of a format
 
 	// rest is the operands.
@@ -99,6 +100,7 @@ func (t *tool) parse(args []string, short string, long []getopt.Long, own func(g
 			c.output, c.hasOutput = o.Arg, true
 		case optObject:
 			ok = t.object(o.Arg)
+			c.badObject = !ok
 		case optImageOpts:
 			c.imageOpts = true
 		case optUntrusted:

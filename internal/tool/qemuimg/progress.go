@@ -10,13 +10,14 @@ import (
 // meter shows how far a long operation is: with -p on standard output at every
 // step, and on SIGUSR1 once.
 type meter struct {
-	t    *tool
-	step float64 // percent
-	show bool
+	t      *tool
+	step   float64 // percent
+	wanted bool    // -p
 	sig  chan os.Signal
 	done chan struct{}
 
 	mu      sync.Mutex // guards what follows, and the output
+	show    bool // wanted, begun and not yet ended
 	percent float64
 	shown   float64
 }
@@ -25,7 +26,15 @@ type meter struct {
 // program, as it does while other verbs run. step is the least change in
 // percent that is shown.
 func (t *tool) newMeter(show bool, step float64) *meter {
-	m := &meter{t: t, show: show, step: step, sig: make(chan os.Signal, 1), done: make(chan struct{})}
+	m := t.newMeterLater(show, step)
+	m.begin()
+	return m
+}
+
+// newMeterLater is newMeter for verbs that show nothing before the first
+// update.
+func (t *tool) newMeterLater(show bool, step float64) *meter {
+	m := &meter{t: t, wanted: show, step: step, sig: make(chan os.Signal, 1), done: make(chan struct{})}
 	signal.Notify(m.sig, syscall.SIGUSR1)
 	go func() {
 		for {
@@ -43,16 +52,22 @@ func (t *tool) newMeter(show bool, step float64) *meter {
 			}
 		}
 	}()
-	if show {
+	return m
+}
+
+// begin shows that nothing is done yet. The caller holds mu, or is alone.
+func (m *meter) begin() {
+	if m.wanted && !m.show {
+		m.show = true
 		m.print()
 	}
-	return m
 }
 
 // update is the callback of package image.
 func (m *meter) update(done, total int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.begin()
 	if total > 0 {
 		m.percent = float64(done) * 100 / float64(total)
 	}
@@ -86,8 +101,8 @@ func (m *meter) end() {
 }
 
 func (m *meter) endLine() {
-	if m.show {
-		m.show = false
+	if m.wanted {
+		m.wanted, m.show = false, false
 		m.t.printf("\n")
 		m.t.flush()
 	}

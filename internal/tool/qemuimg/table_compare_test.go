@@ -1,4 +1,66 @@
 package qemuimg
 
+// whyNewLong is the reason of the long options that newer versions have.
+const whyNewLong = "long options of newer versions of the stock tool are taken too"
+
 // compareTable is the part of the comparison that is about compare.
-var compareTable []diffGroup
+var compareTable = []diffGroup{
+	{name: "compare", fixtures: "convert -O qcow2 a.raw same.qcow2;convert -c -O qcow2 a.raw comp1.qcow2;convert -c -O qcow2 -o compression_type=zstd,cluster_size=4k a.raw comp2.qcow2;" +
+		"convert -S 0 a.raw full.raw;convert -O qcow2 -S 0 a.raw full.qcow2;create -q -f qcow2 -b a.raw -F raw over.qcow2;create -q -f qcow2 -b a.raw -F raw longer.qcow2 20M;" +
+		"create -q -f qcow2 -b a.raw -F raw shorter.qcow2 3M;create -q -f raw zeros.raw 10M;create -q -f qcow2 -o preallocation=full zeros.qcow2 10M;" +
+		"create -q -f qcow2 -o preallocation=metadata meta.qcow2 10M;convert -O qcow2 -o cluster_size=512 a.raw tiny.qcow2;convert -O qcow2 c.qcow2 c2.qcow2", cases: []diffCase{
+		{lines: "compare"},
+		{lines: "compare a.raw"},
+		{lines: "compare a.raw a.raw a.raw"},
+		{lines: "compare --help", why: "the help is in other words, and names the formats that are there", has: "compare [--object objectdef]"},
+		{lines: "compare a.raw a.raw"},
+		{lines: "compare -q a.raw a.raw"},
+		{lines: "compare a.raw same.qcow2; compare -s a.raw same.qcow2"},
+		{lines: "compare same.qcow2 a.raw; compare -s same.qcow2 a.raw"},
+		{lines: "compare comp1.qcow2 comp2.qcow2; compare -s comp1.qcow2 comp2.qcow2; compare -s comp1.qcow2 a.raw"},
+		{lines: "compare comp1.qcow2 tiny.qcow2; compare -s tiny.qcow2 same.qcow2"},
+		{lines: "compare a.raw full.raw; compare -s a.raw full.raw"},
+		{lines: "compare full.qcow2 full.raw; compare -s full.qcow2 full.raw; compare -s full.qcow2 same.qcow2"},
+		{lines: "info a.raw; compare over.qcow2 a.raw; compare -s over.qcow2 a.raw; compare over.qcow2 same.qcow2"},
+		{lines: "compare over.qcow2 a.raw; compare longer.qcow2 a.raw; compare a.raw longer.qcow2"},
+		{lines: "compare -s longer.qcow2 a.raw; compare -s a.raw longer.qcow2"},
+		{lines: "compare shorter.qcow2 a.raw; compare a.raw shorter.qcow2; compare -s shorter.qcow2 a.raw"},
+		{lines: "compare -q shorter.qcow2 a.raw; compare -q -s shorter.qcow2 a.raw; compare -q -s over.qcow2 zeros.raw"},
+		{lines: "compare zeros.raw zeros.qcow2; compare -s zeros.raw zeros.qcow2; compare zeros.raw meta.qcow2; compare -s zeros.raw meta.qcow2"},
+		{lines: "compare -s zeros.qcow2 full.qcow2; compare -s zeros.qcow2 zeros.qcow2; compare -s meta.qcow2 meta.qcow2"},
+		{lines: "compare zeros.raw a.raw; compare a.raw zeros.raw; compare a.raw zeros.qcow2; compare a.raw meta.qcow2; compare zeros.qcow2 a.raw"},
+		{lines: "compare comp1.qcow2 zeros.raw; compare zeros.raw comp2.qcow2; compare a.qcow2 comp2.qcow2"},
+		{lines: "compare a.qcow2 zeros.raw; compare -s a.qcow2 zeros.raw; compare -s a.qcow2 a.qcow2"},
+		{lines: "compare c.qcow2 a.raw; compare a.raw c.qcow2; compare b.qcow2 a.raw; compare -s c.qcow2 b.qcow2"},
+		{lines: "compare c.qcow2 c2.qcow2; compare -s c.qcow2 c2.qcow2; compare -s c2.qcow2 c2.qcow2; compare c2.qcow2 deep.qcow2"},
+		{lines: "compare deep.qcow2 c.qcow2; compare c.qcow2 deep.qcow2; compare deep.qcow2 comp.qcow2; compare c.qcow2 comp.qcow2"},
+		{lines: "compare small.qcow2 small; compare small small.qcow2; compare -s small small.qcow2; compare small v2.qcow2; compare -s small v2.qcow2"},
+		{lines: "compare -s v2.qcow2 snap.qcow2; compare snap.qcow2 v2.qcow2; compare prealloc.qcow2 v2.qcow2; compare -s prealloc.qcow2 v2.qcow2"},
+		{lines: "compare zero.qcow2 empty; compare empty zero.qcow2; compare zero.qcow2 a.raw; compare zero.qcow2 small; compare -s zero.qcow2 empty"},
+		{lines: "compare garbage empty; compare garbage garbage; compare garbage small; compare empty small"},
+		{lines: "compare -f raw same.qcow2 a.raw"},
+		{lines: "compare -F raw same.qcow2 a.raw; compare -F raw a.raw same.qcow2; compare -f raw -F raw same.qcow2 same.qcow2"},
+		{lines: "compare -f qcow2 a.raw a.raw; compare -F qcow2 a.raw a.raw; compare -f foo a.raw a.raw; compare -F foo a.raw a.raw"},
+		{lines: "compare nope a.raw; compare a.raw nope; compare nope nope2; compare -q nope a.raw"},
+		{lines: "compare missing.qcow2 a.raw; compare a.raw missing.qcow2"},
+		{lines: "compare cluster8.qcow2 a.raw"},
+		{lines: "compare -T none a.raw full.raw; compare -T writethrough a.raw full.raw; compare -T unsafe a.raw full.raw; compare -T foo a.raw full.raw"},
+		{lines: "compare -T foo nope nope"},
+		{lines: "compare --image-opts driver=raw,file.filename=a.raw driver=qcow2,file.filename=same.qcow2"},
+		{lines: "compare --image-opts -f raw driver=raw,file.filename=a.raw driver=raw,file.filename=a.raw"},
+		{lines: "compare --image-opts -F raw driver=raw,file.filename=a.raw driver=raw,file.filename=a.raw"},
+		{lines: "compare --image-opts a.raw driver=raw,file.filename=a.raw"},
+		{lines: "compare -p zeros.raw a.qcow2; compare -p -q zeros.raw a.qcow2; compare -p -s zeros.raw a.qcow2; compare -p nope nope; compare -p -T foo nope nope"},
+		{lines: "compare -p zeros.raw a.raw"},
+		{lines: "compare -Z a.raw a.raw"},
+		{lines: "compare -f"},
+		{lines: "compare --objec foo,id=a a.raw a.raw; compare --object"},
+		{lines: "compare --force-share a.raw full.raw; compare -U a.raw full.raw; compare -UsqT none a.raw full.raw"},
+		{lines: "compare --strict a.raw full.raw", why: whyNewLong, has: "Strict mode: Offset 0 block status mismatch!"},
+		{lines: "compare --a-format raw --b-format=qcow2 --cache none --quiet --progress a.raw same.qcow2", why: whyNewLong},
+		{lines: "compare same.qcow2 a.raw", hold: "-f qcow2 same.qcow2"},
+		{lines: "compare a.raw same.qcow2; compare -U a.raw same.qcow2", hold: "-f qcow2 same.qcow2"},
+		{lines: "compare a.raw same.qcow2; compare -U a.raw same.qcow2", hold: "-f raw a.raw"},
+		{lines: "compare -s same.qcow2 a.qcow2", hold: "-r -f qcow2 same.qcow2"},
+	}},
+}
