@@ -13,11 +13,11 @@ type meter struct {
 	t      *tool
 	step   float64 // percent
 	wanted bool    // -p
-	sig  chan os.Signal
-	done chan struct{}
+	sig    chan os.Signal
+	done   chan struct{}
 
 	mu      sync.Mutex // guards what follows, and the output
-	show    bool // wanted, begun and not yet ended
+	show    bool       // wanted, begun and not yet ended
 	percent float64
 	shown   float64
 }
