@@ -78,7 +78,17 @@ type Opener interface {
 	// OpenBacking opens the backing file as a read-only chain. name is what
 	// the image says, still relative to it; format is the recorded backing
 	// format or "" to probe.
+	// A nil node without an error leaves it closed.
 	OpenBacking(ctx context.Context, name, format string) (block.Node, error)
+
+	// OpenData opens the external data file, in which the image keeps the
+	// guest's data and nothing else, as plain bytes; writable as a
+	// block.Writer that grows. name is what the image says, "" if it says
+	// nothing. Unlike a backing file's it is relative to the working
+	// directory. The node is the image's to close. A nil node without an
+	// error leaves the file closed: what only it holds fails to read, and
+	// the image cannot be opened for writing.
+	OpenData(ctx context.Context, name string, writable bool) (block.Node, error)
 }
 
 // CreateOptions are the choices of [Driver].Create.
@@ -93,6 +103,10 @@ type CreateOptions struct {
 	BackingFile, BackingFormat string
 	// Secrets resolves the names of keys. nil is none.
 	Secrets Secrets
+	// Data is the new external data file that Values["data_file"] names:
+	// empty, writable, and able to be resized. It stays the caller's, who
+	// flushes it before the image. nil where no file is named.
+	Data block.Node
 }
 
 // OptionType is how a creation option's value is written.

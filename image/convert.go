@@ -249,6 +249,10 @@ func (c *conversion) create(ctx context.Context, drv format.Driver, target strin
 	if err != nil {
 		return madeFile{}, err
 	}
-	_, statErr := os.Lstat(p.path)
-	return madeFile{path: p.path, isNew: os.IsNotExist(statErr)}, p.Create(ctx)
+	made := look(p.path)
+	if p.hasData {
+		data := look(p.data)
+		made.data = &data
+	}
+	return made, p.Create(ctx)
 }

@@ -80,7 +80,7 @@ func (c *conversion) setTarget(im *Image) error {
 		c.copier, _ = block.As[block.RangeCopier](im.Node())
 	}
 	layers := im.Layers()
-	c.zeroInit = c.opts.TargetZero || !c.opts.NoCreate && !layers[0].file.IsDevice()
+	c.zeroInit = c.opts.TargetZero || !c.opts.NoCreate && !layers[0].file.IsDevice() && !(layers[0].data != nil && layers[0].data.IsDevice())
 	if len(layers) > 1 {
 		c.backing = layers[1].Node
 		c.backingSize = c.backing.Size()

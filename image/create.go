@@ -81,9 +81,11 @@ type CreatePlan struct {
 	Name string
 	Size int64 // virtual size in bytes
 
-	opts CreateOptions
-	drv  format.Driver
-	path string
+	opts    CreateOptions
+	drv     format.Driver
+	path    string
+	data    string // path of the external data file, if hasData
+	hasData bool
 	// below are the files of the backing chain, as far as it was opened.
 	below []string
 }
@@ -103,6 +105,9 @@ func PlanCreate(ctx context.Context, name string, opts CreateOptions) (*CreatePl
 		return nil, err
 	}
 	p.path = loc.path
+	if err := p.planData(); err != nil {
+		return nil, err
+	}
 	if opts.BackingFile != "" || opts.BackingFormat != "" {
 		if !hasOption(p.drv, "backing_file") {
 			return nil, &NoBackingSupportError{Format: opts.Format}
@@ -154,6 +159,9 @@ func (p *CreatePlan) inspectBacking(ctx context.Context) error {
 		}
 		for _, l := range im.Layers() {
 			p.below = append(p.below, l.Name)
+			if l.dataPath != "" {
+				p.below = append(p.below, l.dataPath)
+			}
 		}
 		detected := im.Format()
 		if err := im.Close(); err != nil {
@@ -233,6 +241,9 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 	if err := p.checkOptions(opts); err != nil {
 		return err
 	}
+	if err := p.refuseSharedData(); err != nil {
+		return err
+	}
 	f, made, err := createFile(p.path, p.drv.Name() != rawName || p.opts.Fill)
 	if err != nil {
 		return err
@@ -244,6 +255,11 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 			made.undo()
 		}
 	}()
+	data, err := p.createData(ctx, &made, &opts)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, data.Close()) }()
 	if p.drv.Name() != rawName {
 		if err := setAttributes(f, values); err != nil {
 			return err
@@ -268,9 +284,11 @@ func (p *CreatePlan) fill(ctx context.Context, file block.Node, opts format.Crea
 	if err := p.drv.Create(ctx, file, p.Size, opts); err != nil || p.opts.NoFlush {
 		return err
 	}
-	if w, ok := file.(block.Writer); ok {
-		if err := w.Flush(); err != nil {
-			return err
+	for _, n := range []block.Node{opts.Data, file} { // what refers to the data comes second
+		if w, ok := n.(block.Writer); ok {
+			if err := w.Flush(); err != nil {
+				return err
+			}
 		}
 	}
 	if u == nil || p.opts.Fill {
@@ -302,14 +320,19 @@ func setAttributes(f *file.File, values map[string]string) error {
 type madeFile struct {
 	path  string
 	isNew bool
+	data  *madeFile // the image's external data file, nil if it has none
+}
+
+// look notes whether there is a file at path.
+func look(path string) madeFile {
+	_, err := os.Lstat(path)
+	return madeFile{path: path, isNew: errors.Is(err, fs.ErrNotExist)}
 }
 
 // createFile makes the empty file for a new image.
 func createFile(path string, growable bool) (*file.File, madeFile, error) {
 	locks := file.CreateLocks()
-	made := madeFile{path: path}
-	_, err := os.Lstat(path)
-	made.isNew = errors.Is(err, fs.ErrNotExist)
+	made := look(path)
 	f, err := file.Create(path, file.Options{Locks: &locks, Growable: growable})
 	return f, made, err
 }
@@ -318,6 +341,9 @@ func createFile(path string, growable bool) (*file.File, madeFile, error) {
 // its old content is gone already, and half an image would look like one.
 // Errors do not matter beside the one that led here.
 func (m madeFile) undo() {
+	if m.data != nil {
+		m.data.undo()
+	}
 	if m.isNew {
 		_ = os.Remove(m.path)
 		return

@@ -106,7 +106,19 @@ type Layer struct {
 	Node block.Node
 
 	file *file.File
+	data *file.File // external data file, nil if there is none or it is closed
+	// dataPath is where the data file is, "" without one.
+	dataPath string
 }
+
+// holds reports whether f is one of the layer's files.
+func (l *Layer) holds(f *file.File) bool {
+	return l.file.SameFile(f) || l.data != nil && l.data.SameFile(f)
+}
+
+// DataFile returns the path of the external data file in which the layer keeps
+// the guest's data, "" if it has none.
+func (l *Layer) DataFile() string { return l.dataPath }
 
 // ProbedRaw reports whether the layer was taken for raw only because it is
 // nothing else. Its first sector is then protected against becoming the
@@ -187,7 +199,7 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 		return nil, err
 	}
 	for _, above := range c.layers {
-		if above.file.SameFile(l.file) {
+		if above.holds(l.file) {
 			_ = l.file.Close()
 			return nil, fmt.Errorf("%s is in the chain already, as %s: %w", l.Name, above.Name, block.ErrBackingLoop)
 		}
@@ -283,9 +295,7 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path 
 		Unsafe:    c.opts.Cache == CacheUnsafe,
 		Secrets:   c.opts.Secrets,
 	}
-	if !c.opts.NoBacking {
-		opts.Opener = &opener{c, path}
-	}
+	opts.Opener = &opener{c, l, path, top}
 	file := underlay.Node(ctx, path, l.file)
 	if opts.Writable && c.opts.Fill {
 		u, err := openUnfinished(file, drv, !opts.Unsafe)
@@ -312,13 +322,18 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path 
 // opener opens what the image at path names.
 type opener struct {
 	c    *chain
+	l    *Layer
 	path string
+	top  bool
 }
 
 // OpenBacking implements [format.Opener].
 func (o *opener) OpenBacking(ctx context.Context, name, formatName string) (block.Node, error) {
-	if o.c.opts.Untrusted {
+	switch {
+	case o.c.opts.Untrusted:
 		return nil, fmt.Errorf("%s: backing file %q: %w", o.path, name, block.ErrUntrusted)
+	case o.c.opts.NoBacking:
+		return nil, nil
 	}
 	l, err := o.c.open(ctx, combine(o.path, name), formatName, false)
 	if err != nil {

@@ -90,7 +90,7 @@ func (im *Image) mapExtent(e block.Extent) MapExtent {
 	}
 	if e.HostOffset != block.NoHostOffset && e.Kind != block.Unallocated && e.Kind != block.Compressed {
 		m.HasOffset, m.Offset = true, e.HostOffset
-		if n, ok := e.File.(interface{ Name() string }); ok {
+		if n, ok := block.As[interface{ Name() string }](e.File); ok {
 			m.Filename = n.Name()
 		} else if layer != nil {
 			m.Filename = layer.Name

@@ -288,10 +288,14 @@ func (img *Image) release(first, n int64) {
 }
 
 // releaseEntry releases what an L2 entry referred to, unless the image's own
-// tables lie there: freeing, and discarding, them would destroy the image.
+// tables lie there: freeing, and discarding, them would destroy the image. The
+// clusters of an external data file are not counted, so there is nothing to do.
 func (img *Image) releaseEntry(e l2Entry) error {
 	var first, n int64
-	switch e.kind() {
+	if img.g.external {
+		return nil
+	}
+	switch e.kind(img.g) {
 	case clusterData, clusterZeroAlloc:
 		first, n = img.g.cluster(int64(e.host())), 1
 	case clusterCompressed:
@@ -305,7 +309,7 @@ func (img *Image) releaseEntry(e l2Entry) error {
 		return img.refuseWrites(corruptf("an L2 entry says that the cluster at offset %#x is guest data, but it holds metadata; freeing it would destroy the image: run a check with repair", bad<<img.g.clusterBits))
 	}
 	img.release(first, n)
-	if e.kind() == clusterCompressed {
+	if e.kind(img.g) == clusterCompressed {
 		img.inflated.drop(e)
 	}
 	return nil
@@ -314,6 +318,9 @@ func (img *Image) releaseEntry(e l2Entry) error {
 // abandon gives back clusters that nothing in the file refers to yet. An error
 // only leaks them.
 func (img *Image) abandon(first, n int64) {
+	if img.g.external {
+		return
+	}
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	_ = img.addRefs(first, n, -1)

@@ -165,3 +165,5 @@ func BenchmarkChain(b *testing.B) {
 		})
 	}
 }
+
+func (o layerOpener) OpenData(context.Context, string, bool) (block.Node, error) { return nil, nil }

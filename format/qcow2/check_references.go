@@ -96,15 +96,18 @@ func (c *checker) countL2(table int64, active, fix bool) error {
 		if e == 0 {
 			continue
 		}
-		kind := e.kind()
+		kind := e.kind(c.g)
 		if kind != clusterCompressed && e&l2ReservedMask != 0 {
 			c.report("ERROR found l2 entry with reserved bits set: %x", uint64(e))
 			c.res.Corruptions++
 		}
-		switch kind {
-		case clusterCompressed:
+		switch {
+		case kind == clusterCompressed && c.g.external:
+			c.report("ERROR compressed cluster %d with data file, entry=0x%x", i, uint64(e))
+			c.res.Corruptions++
+		case kind == clusterCompressed:
 			c.countCompressed(e, active)
-		case clusterData, clusterZeroAlloc:
+		case kind == clusterData, kind == clusterZeroAlloc:
 			gone, err := c.checkAlignment(e, table, i, fix)
 			if err != nil {
 				return err
@@ -120,7 +123,9 @@ func (c *checker) countL2(table int64, active, fix bool) error {
 				}
 				next = host + c.g.clusterSize()
 			}
-			c.count(host, c.g.clusterSize())
+			if !c.g.external {
+				c.count(host, c.g.clusterSize())
+			}
 		}
 	}
 	return nil
@@ -150,7 +155,7 @@ func (c *checker) checkAlignment(e l2Entry, table, i int64, fix bool) (gone bool
 	if c.g.inCluster(host) == 0 {
 		return false, nil
 	}
-	if e.kind() == clusterData {
+	if e.kind(c.g) == clusterData {
 		c.report("ERROR offset=%x: Data cluster is not properly aligned; L2 entry corrupted.", host)
 		c.res.Corruptions++
 		return false, nil

@@ -293,7 +293,7 @@ func TestCheckNamedDamage(t *testing.T) {
 	find := func(kind clusterKind) int64 {
 		for _, table := range a.l2 {
 			for i := range a.g.l2Entries() {
-				if l2Entry(a.at(table+i*8)).kind() == kind {
+				if l2Entry(a.at(table+i*8)).kind(a.g) == kind {
 					return table + i*8
 				}
 			}

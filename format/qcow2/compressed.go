@@ -3,6 +3,7 @@ package qcow2
 import (
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
 )
@@ -36,6 +37,9 @@ func (img *Image) writeCompressed(p []byte, off int64) error {
 	}
 	if n == 0 {
 		return nil
+	}
+	if img.g.external {
+		return fmt.Errorf("an external data file holds no compressed clusters: %w", syscall.ENOTSUP)
 	}
 	cs := img.g.clusterSize()
 	if img.g.inCluster(off) != 0 || n > cs || (n < cs && off+n != img.Size()) {

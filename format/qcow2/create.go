@@ -26,7 +26,9 @@ func (p *createPlan) planLayout() layout {
 	l := layout{header: 1, refTable: 1, l1: ceilDiv(p.g.l1EntriesFor(p.size)*8, p.g.clusterSize())}
 	if p.prealloc != block.PreallocOff {
 		l.l2 = p.g.l1EntriesFor(p.size)
-		l.data = ceilDiv(p.size, p.g.clusterSize())
+		if !p.g.external {
+			l.data = ceilDiv(p.size, p.g.clusterSize())
+		}
 	}
 	for {
 		blocks := ceilDiv(l.total(), p.g.refBlockEntries())
@@ -53,6 +55,14 @@ func create(ctx context.Context, file block.Node, size int64, opts format.Create
 		return fmt.Errorf("create %s: its file cannot be written: %w", opts.Filename, block.ErrReadOnly)
 	}
 	p.fileIsNotEmpty = file.Size() > 0
+	if p.g.external {
+		if opts.Data == nil {
+			return fmt.Errorf("create %s: its data file %s was not made: %w", opts.Filename, p.dataFile, block.ErrUnsupported)
+		}
+		if err := resizeData(ctx, opts.Data, p.size, p.prealloc); err != nil {
+			return fmt.Errorf("create %s: %w", opts.Filename, err)
+		}
+	}
 	if err := p.write(ctx, w, l, head); err != nil {
 		return fmt.Errorf("create %s: %w", opts.Filename, err)
 	}
@@ -94,9 +104,18 @@ func (p *createPlan) head(l layout) ([]byte, error) {
 	if p.compression != compressionZlib {
 		h.incompat |= incompatCompression
 	}
+	if p.g.external {
+		h.incompat |= incompatDataFile
+	}
+	if p.dataRaw {
+		h.autoclear |= autoclearRawData
+	}
 	var exts []extension
 	if p.backingFormat != "" {
 		exts = append(exts, extension{extBackingFormat, []byte(p.backingFormat)})
+	}
+	if p.g.external {
+		exts = append(exts, extension{extDataFile, []byte(p.dataFile)})
 	}
 	// Small clusters have no room for the names of features, which only serve
 	// messages, beside a backing file name; stock leaves them out too.
@@ -136,7 +155,7 @@ func (p *createPlan) write(ctx context.Context, w block.Writer, l layout, head [
 		return err
 	}
 	mode := p.prealloc
-	if mode == block.PreallocMetadata {
+	if mode == block.PreallocMetadata || p.g.external {
 		mode = block.PreallocOff
 	}
 	return extendFile(ctx, w, l.total()*cs, mode)
@@ -177,7 +196,10 @@ func (p *createPlan) putMapping(out *regionWriter, l layout) {
 	}
 	out.put(encodeL1(l1), l1At)
 	host := l2At + l.l2*cs
-	for i, left := int64(0), l.data; left > 0; i++ {
+	if p.g.external {
+		host = 0
+	}
+	for i, left := int64(0), ceilDiv(p.size, cs); left > 0; i++ {
 		n := min(left, p.g.l2Entries())
 		b := make([]byte, n*8)
 		for k := range n {

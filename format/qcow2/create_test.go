@@ -117,6 +117,7 @@ func TestCreateMessages(t *testing.T) {
 		"cluster_size=100", "cluster_size=4M", "cluster_size=abc", "refcount_bits=3", "refcount_bits=128", "refcount_bits=abc",
 		"compat=9", "compat=0.10,refcount_bits=8", "compat=0.10,lazy_refcounts=on", "compat=0.10,compression_type=zstd",
 		"preallocation=foo", "compression_type=foo", "lazy_refcounts=maybe", "foo=bar",
+		"data_file_raw=on", "data_file=ext,compat=0.10",
 	} {
 		values := map[string]string{}
 		for _, kv := range strings.Split(o, ",") {
@@ -130,7 +131,7 @@ func TestCreateMessages(t *testing.T) {
 			t.Errorf("%s: %v, stock says %q", o, err, want)
 		}
 	}
-	for _, o := range []string{"extended_l2=on", "encryption=on", "data_file=x"} {
+	for _, o := range []string{"extended_l2=on", "encryption=on"} {
 		k, v, _ := strings.Cut(o, "=")
 		err := Driver{}.Create(context.Background(), memory.NewFile(), 1<<20, format.CreateOptions{Values: map[string]string{k: v}})
 		if !errors.Is(err, block.ErrUnsupported) || !strings.Contains(err.Error(), o) {

@@ -21,14 +21,14 @@ type createPlan struct {
 	prealloc       block.Preallocation
 	backing        string
 	backingFormat  string
+	dataFile       string // name of the external data file, "" for none
+	dataRaw        bool
 	fileIsNotEmpty bool // bytes that are not written may hold anything
 }
 
 // absentOptions are options of stock QEMU that this driver does not have, with
 // the feature that the error names.
 var absentOptions = map[string]string{
-	"data_file":              "an external data file",
-	"data_file_raw":          "an external data file",
 	"encryption":             "encryption",
 	"encrypt.cipher-alg":     "encryption",
 	"encrypt.cipher-mode":    "encryption",
@@ -69,6 +69,11 @@ func planCreate(size int64, opts format.CreateOptions) (*createPlan, error) {
 			p.version, err = parseCompat(v)
 		case "compression_type":
 			p.compression, err = parseCompression(v)
+		case "data_file":
+			p.dataFile = v
+			p.g.external = true
+		case "data_file_raw":
+			p.dataRaw, err = parseBool(k, v)
 		case "lazy_refcounts":
 			p.lazyRefcounts, err = parseBool(k, v)
 		case "preallocation":
@@ -113,7 +118,7 @@ func (p *createPlan) check(clusterSize, refcountBits uint64) error {
 	if bits.OnesCount64(refcountBits) != 1 || refcountBits > 64 {
 		return unsupportedf("Refcount width must be a power of two and may not exceed 64 bits")
 	}
-	p.g = geometry{clusterBits: uint(bits.TrailingZeros64(clusterSize)), refcountOrder: uint(bits.TrailingZeros64(refcountBits))}
+	p.g.clusterBits, p.g.refcountOrder = uint(bits.TrailingZeros64(clusterSize)), uint(bits.TrailingZeros64(refcountBits))
 	switch {
 	case p.backing != "" && p.prealloc != block.PreallocOff:
 		return unsupportedf("Backing file and preallocation can only be used at the same time if extended_l2 is on")
@@ -121,6 +126,12 @@ func (p *createPlan) check(clusterSize, refcountBits uint64) error {
 		return unsupportedf("Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)")
 	case p.version < 3 && refcountBits != 16:
 		return unsupportedf("Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)")
+	case p.dataRaw && !p.g.external:
+		return unsupportedf("data-file-raw requires data-file")
+	case p.dataRaw && p.backing != "":
+		return unsupportedf("Backing file and data-file-raw cannot be used at the same time")
+	case p.version < 3 && p.g.external:
+		return unsupportedf("External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)")
 	case p.version < 3 && p.compression != compressionZlib:
 		return unsupportedf("Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)")
 	case p.backing == "" && p.backingFormat != "":
@@ -129,6 +140,10 @@ func (p *createPlan) check(clusterSize, refcountBits uint64) error {
 		return unsupportedf("Backing file name too long")
 	case p.size < 0 || p.size > p.g.maxSize():
 		return p.tooLarge()
+	}
+	if p.dataRaw && p.prealloc == block.PreallocOff {
+		// Who looks at the metadata has to see what who does not does.
+		p.prealloc = block.PreallocMetadata
 	}
 	p.size = (p.size + block.SectorSize - 1) &^ (block.SectorSize - 1)
 	return nil

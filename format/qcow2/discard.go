@@ -36,6 +36,9 @@ func (img *Image) Discard(off, n int64) error {
 }
 
 func (img *Image) discardRun(off int64, r run) error {
+	if err := img.zeroExternal(off, r, true); err != nil {
+		return err
+	}
 	zero := img.backingIsZero(off, r.length)
 	switch {
 	case r.kind == clusterZeroPlain, r.kind == clusterUnallocated && zero:

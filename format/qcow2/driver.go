@@ -48,7 +48,7 @@ func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
 }
 
 // Options implements [format.Driver]. What stock QEMU has beyond it
-// (encryption, external data files, extended L2 entries) is refused by Create
+// (encryption, extended L2 entries) is refused by Create
 // with an error that names it.
 func (Driver) Options() []format.Option {
 	return []format.Option{
@@ -57,6 +57,8 @@ func (Driver) Options() []format.Option {
 		{Name: "cluster_size", Type: format.TypeSize, Help: "qcow2 cluster size", Default: "65536"},
 		{Name: "compat", Type: format.TypeString, Help: "Compatibility level (v2 [0.10] or v3 [1.1])", Amendable: true},
 		{Name: "compression_type", Type: format.TypeString, Help: "Compression method used for image cluster compression"},
+		{Name: "data_file", Type: format.TypeString, Help: "File name of an external data file", Amendable: true},
+		{Name: "data_file_raw", Type: format.TypeBool, Help: "The external data file must stay valid as a raw image", Amendable: true},
 		{Name: "lazy_refcounts", Type: format.TypeBool, Help: "Postpone refcount updates", Default: "off", Amendable: true},
 		{Name: "preallocation", Type: format.TypeString, Help: "Preallocation mode (allowed values: off, metadata, falloc, full)"},
 		{Name: "refcount_bits", Type: format.TypeNumber, Help: "Width of a reference count entry in bits", Default: "16", Amendable: true},

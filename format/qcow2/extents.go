@@ -90,14 +90,16 @@ func (img *Image) addRun(m *extentMerger, holes map[*Image]*holeCursor, off int6
 		case clusterZeroPlain:
 			e.Kind = block.Zero
 		case clusterZeroAlloc:
-			e.Kind, e.HostOffset = block.Zero, host
+			e.Kind, e.HostOffset, e.File = block.Zero, host, img.data.node
 		case clusterCompressed:
 			e.Kind = block.Compressed
 		case clusterData:
-			e.Kind, e.HostOffset = block.Data, host
-			if img.preallocated() {
+			e.Kind, e.HostOffset, e.File = block.Data, host, img.data.node
+			if img.g.external && img.data.node == nil {
+				e.HostOffset = block.NoHostOffset
+			} else if img.preallocated() {
 				if holes[img] == nil {
-					holes[img] = &holeCursor{file: img.file}
+					holes[img] = &holeCursor{file: img.dataNode()}
 				}
 				e.Length, e.ReadsZero = holes[img].at(host, e.Length)
 			}

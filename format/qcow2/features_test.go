@@ -156,7 +156,6 @@ func TestRefused(t *testing.T) {
 		sentinel error
 	}{
 		{"extended L2", stock("l2", "-o", "extended_l2=on"), "Unsupported qcow2 feature(s): extended L2 entries", block.ErrUnsupported},
-		{"data file", stock("data", "-o", "data_file="+filepath.Join(dir, "raw")), "Unsupported qcow2 feature(s): external data file", block.ErrUnsupported},
 		{"AES", stock("aes", "--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"), "encrypted", block.ErrUnsupported},
 		{"LUKS", patch(35, 2), "encrypted", block.ErrUnsupported}, // making one takes stock seconds
 		{"named", named, "Unsupported qcow2 feature(s): time travel", block.ErrUnsupported},

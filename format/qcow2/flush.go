@@ -42,6 +42,9 @@ func (img *Image) Close() error {
 			err = e
 		}
 	}
+	if e := img.data.close(); err == nil {
+		err = e
+	}
 	if e := img.file.Close(); err == nil {
 		err = e
 	}
@@ -128,7 +131,7 @@ func (img *Image) begin() error {
 	if lazy {
 		h.incompat |= incompatDirty
 	}
-	h.autoclear = 0
+	h.autoclear &= autoclearRawData // which we maintain
 	changed := h.incompat != img.hdr.incompat || h.autoclear != img.hdr.autoclear
 	img.mu.Unlock()
 	if changed {
@@ -175,6 +178,10 @@ func (img *Image) relieve() error {
 func (img *Image) barrier() error {
 	if img.unsafe {
 		return nil
+	}
+	// Data first: the metadata in the other file may refer to it.
+	if err := img.data.flush(); err != nil {
+		return img.refuseWrites(err)
 	}
 	if err := img.wr.Flush(); err != nil {
 		return img.refuseWrites(err)

@@ -20,13 +20,17 @@ const (
 // A guestOffset counts bytes of the disk that the guest sees.
 type guestOffset int64
 
-// A hostOffset counts bytes of the image file.
+// A hostOffset counts bytes of the image file; of guest data, of the external
+// data file where there is one.
 type hostOffset int64
 
 // geometry holds what follows from the cluster size and the refcount width.
 type geometry struct {
 	clusterBits   uint
 	refcountOrder uint
+	// external: guest data lies in an external data file, where every guest
+	// cluster has its own place, at the same offset.
+	external bool
 }
 
 // clusterSize returns the bytes of a cluster.

@@ -41,7 +41,7 @@ const (
 	incompatExtendedL2  = 1 << 4 // L2 entries of 128 bits, with subclusters
 
 	// incompatHandled are the ones that this driver can work with.
-	incompatHandled = incompatDirty | incompatCorrupt | incompatCompression
+	incompatHandled = incompatDirty | incompatCorrupt | incompatCompression | incompatDataFile
 )
 
 // compatLazyRefcounts: refcounts may be written late, under the dirty bit.
@@ -162,7 +162,7 @@ func (h *header) decodeV3(b []byte) error {
 // geometry returns the sizes that follow from the header. Only for a header
 // that validate accepted.
 func (h *header) geometry() geometry {
-	return geometry{clusterBits: uint(h.clusterBits), refcountOrder: uint(h.refcountOrder)}
+	return geometry{clusterBits: uint(h.clusterBits), refcountOrder: uint(h.refcountOrder), external: h.incompat&incompatDataFile != 0}
 }
 
 // validate checks every field that sizes an allocation or points into the
@@ -244,7 +244,6 @@ func (h *header) validateFeatures(features []featureName) error {
 		bit  uint64
 		name string
 	}{
-		{incompatDataFile, "external data file"},
 		{incompatExtendedL2, "extended L2 entries"},
 	}
 	for _, k := range known {
@@ -252,7 +251,7 @@ func (h *header) validateFeatures(features []featureName) error {
 			return unsupportedf("Unsupported qcow2 feature(s): %s", k.name)
 		}
 	}
-	if unknown := h.incompat &^ (incompatHandled | incompatDataFile | incompatExtendedL2); unknown != 0 {
+	if unknown := h.incompat &^ (incompatHandled | incompatExtendedL2); unknown != 0 {
 		return unsupportedf("Unsupported qcow2 feature(s): %s", nameFeatures(unknown, features))
 	}
 	if h.version < 3 {

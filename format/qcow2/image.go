@@ -30,6 +30,7 @@ type Image struct {
 
 	version       uint32
 	exts          []extension
+	data          dataFile
 	backingFile   string
 	backingFormat string
 	backing       block.Node // nil if none or not opened

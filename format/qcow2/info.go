@@ -37,6 +37,12 @@ func (img *Image) ImageInfo() (format.Info, error) {
 		field("compression type", "compression-type", compression)
 		field("lazy refcounts", "lazy-refcounts", h.compat&compatLazyRefcounts != 0)
 		field("refcount bits", "refcount-bits", int64(img.g.refcountBits()))
+		if img.data.name != "" {
+			field("data file", "data-file", img.data.name)
+		}
+		if img.g.external {
+			field("data file raw", "data-file-raw", img.rawData())
+		}
 		field("corrupt", "corrupt", h.incompat&incompatCorrupt != 0)
 		field("extended l2", "extended-l2", false)
 	}

@@ -477,3 +477,5 @@ func TestInteropResize(t *testing.T) {
 		})
 	}
 }
+
+func (o chainOpener) OpenData(context.Context, string, bool) (block.Node, error) { return nil, nil }

@@ -39,8 +39,9 @@ const (
 )
 
 // kind classifies the entry. In version 2 bit 0 is reserved; [l2Entry.check]
-// refuses it there.
-func (e l2Entry) kind() clusterKind {
+// refuses it there. In an external data file offset 0 is the first cluster's
+// place; the COPIED flag then tells data from nothing.
+func (e l2Entry) kind(g geometry) clusterKind {
 	switch {
 	case e&l2Compressed != 0:
 		return clusterCompressed
@@ -48,7 +49,7 @@ func (e l2Entry) kind() clusterKind {
 		return clusterZeroAlloc
 	case e&l2Zero != 0:
 		return clusterZeroPlain
-	case e&entryOffsetMask != 0:
+	case e&entryOffsetMask != 0, g.external && e&entryCopied != 0:
 		return clusterData
 	}
 	return clusterUnallocated

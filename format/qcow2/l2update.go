@@ -101,7 +101,7 @@ func (img *Image) setEntries(off, n int64, entry func(i int64, old l2Entry) l2En
 		if e == old {
 			continue
 		}
-		if keeps := old.kind() != clusterCompressed && e.kind() != clusterCompressed && e.host() == old.host(); !keeps {
+		if keeps := old.kind(img.g) != clusterCompressed && e.kind(img.g) != clusterCompressed && e.host() == old.host(); !keeps {
 			if err := img.releaseEntry(old); err != nil {
 				return err
 			}

@@ -94,13 +94,17 @@ func (img *Image) extend(r *run, entries []l2Entry, pos, n int64) (bool, error) 
 		if r.length >= n {
 			return true, nil
 		}
-		kind := e.kind()
+		kind := e.kind(g)
 		in := g.inCluster(pos)
 		host := hostOffset(0)
 		if kind == clusterData || kind == clusterZeroAlloc {
 			host = e.host() + hostOffset(in)
 		}
-		if err := e.check(g, img.version); err != nil {
+		err := e.check(g, img.version)
+		if err == nil && g.external {
+			err = e.checkExternal(g, pos)
+		}
+		if err != nil {
 			if r.length > 0 {
 				return false, nil
 			}
@@ -108,7 +112,7 @@ func (img *Image) extend(r *run, entries []l2Entry, pos, n int64) (bool, error) 
 		}
 		if r.length == 0 {
 			*r = run{kind: kind, host: host, copied: e.copied(), entry: e}
-		} else if kind != r.kind || kind == clusterCompressed || e.copied() != r.copied || (host != 0 && host != r.host+hostOffset(r.length)) {
+		} else if kind != r.kind || kind == clusterCompressed || e.copied() != r.copied || (kind == clusterData || kind == clusterZeroAlloc) && host != r.host+hostOffset(r.length) {
 			return false, nil
 		}
 		step := min(g.clusterSize()-in, n-r.length)

@@ -373,3 +373,5 @@ func TestModel(t *testing.T) {
 		})
 	}
 }
+
+func (o modelOpener) OpenData(context.Context, string, bool) (block.Node, error) { return nil, nil }

@@ -33,6 +33,12 @@ func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image
 	if err := img.readHead(size, opts); err != nil {
 		return nil, err
 	}
+	if name, ok := findExtension(img.exts, extDataFile); ok || img.g.external {
+		img.data.name = string(name)
+		if opts.Untrusted {
+			return nil, &stockError{fmt.Sprintf("the image names an external data file, %q, which an image from outside may not", img.data.name), block.ErrUntrusted}
+		}
+	}
 	if opts.Untrusted && img.backingFile != "" {
 		return nil, &stockError{fmt.Sprintf("the image names a backing file, %q, which an image from outside may not", img.backingFile), block.ErrUntrusted}
 	}
@@ -45,14 +51,12 @@ func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image
 	if img.wr != nil {
 		img.noteMetadata()
 	}
-	if err := img.openBacking(ctx, opts); err != nil {
+	if err := img.openOthers(ctx, opts); err != nil {
 		return nil, err
 	}
 	if img.wr != nil && img.hdr.incompat&incompatDirty != 0 && !opts.ForCheck {
 		if err := img.repairDirty(); err != nil {
-			if img.backing != nil {
-				_ = img.backing.Close()
-			}
+			img.closeOthers()
 			return nil, fmt.Errorf("could not repair dirty image: %w", err)
 		}
 	}
@@ -219,6 +223,27 @@ func (img *Image) noteMetadata() {
 	}
 	for _, s := range img.snapshots {
 		table(s.l1Offset, int64(s.l1Size)*8)
+	}
+}
+
+// openOthers opens the external data file and the backing file.
+func (img *Image) openOthers(ctx context.Context, opts format.OpenOptions) error {
+	if err := img.openData(ctx, opts); err != nil {
+		return err
+	}
+	if err := img.openBacking(ctx, opts); err != nil {
+		img.closeOthers()
+		return err
+	}
+	return nil
+}
+
+// closeOthers closes the files that openOthers opened, after an error that is
+// worse than one of closing.
+func (img *Image) closeOthers() {
+	_ = img.data.close()
+	if img.backing != nil {
+		_ = img.backing.Close()
 	}
 }
 

@@ -65,8 +65,12 @@ func (img *Image) readRange(p []byte, off int64) (int, error) {
 }
 
 // readData reads host clusters. The last cluster of a file may be cut off; a
-// cluster that lies wholly behind the end is not there.
+// cluster that lies wholly behind the end is not there. An external data file
+// may end anywhere.
 func (img *Image) readData(p []byte, host hostOffset) error {
+	if img.g.external {
+		return img.data.read(p, host)
+	}
 	n, err := img.file.ReadAt(p, int64(host))
 	if err != io.EOF {
 		return err

@@ -104,12 +104,15 @@ func (img *Image) countL1(r *references, off hostOffset, l1 []l1Entry) error {
 }
 
 func (img *Image) countL2(r *references, entries []l2Entry) error {
+	if img.g.external {
+		return nil // what an external data file holds is not counted
+	}
 	for k, e := range entries {
 		if err := e.check(img.g, img.version); err != nil {
 			return fmt.Errorf("entry %d: %w", k, err)
 		}
 		var err error
-		switch e.kind() {
+		switch e.kind(img.g) {
 		case clusterData, clusterZeroAlloc:
 			err = r.add("data cluster", e.host(), img.g.clusterSize())
 		case clusterCompressed:

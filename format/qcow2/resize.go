@@ -64,6 +64,12 @@ func (img *Image) grow(ctx context.Context, size int64, mode block.Preallocation
 	if err := img.growL1(img.g.l1EntriesFor(size)); err != nil {
 		return err
 	}
+	if img.rawData() && mode == block.PreallocOff {
+		mode = block.PreallocMetadata // every cluster stays mapped
+	}
+	if err := img.growExternal(ctx, old, size, mode); err != nil {
+		return err
+	}
 	if err := img.clearTail(old, size); err != nil {
 		return err
 	}
@@ -140,7 +146,7 @@ func (img *Image) preallocate(ctx context.Context, off, end int64, mode block.Pr
 		var fresh bool
 		want := min(ceilDiv(min(end, g.tableEnd(off))-off, g.clusterSize()), 1<<30>>g.clusterBits)
 		err := img.update(func() (err error) {
-			first, count, fresh, err = img.allocRun(want)
+			first, count, fresh, err = img.place(off, want)
 			return err
 		})
 		if err != nil {
@@ -159,8 +165,11 @@ func (img *Image) preallocate(ctx context.Context, off, end int64, mode block.Pr
 }
 
 // prepareHost makes host clusters read as zeros, with their space as mode says.
+// growExternal has done that for an external data file.
 func (img *Image) prepareHost(ctx context.Context, host, n int64, fresh bool, mode block.Preallocation) error {
 	switch {
+	case img.g.external:
+		return nil
 	case mode == block.PreallocFull:
 		return img.fillHost(ctx, host, n)
 	case mode == block.PreallocFalloc || !fresh:
@@ -306,6 +315,9 @@ func (img *Image) shrink(ctx context.Context, size int64) error {
 		off = next
 	}
 	if err := img.storeSize(size); err != nil {
+		return err
+	}
+	if err := img.cutExternal(ctx, size); err != nil {
 		return err
 	}
 	return img.cutFile(ctx)

@@ -70,6 +70,9 @@ func (img *Image) writeInPlace(p []byte, off int64) (bool, error) {
 // writeData writes guest data to host clusters, unless the image's own tables
 // lie there.
 func (img *Image) writeData(p []byte, host hostOffset) error {
+	if img.g.external {
+		return img.writeExternal(p, host)
+	}
 	g := img.g
 	first := g.cluster(int64(host))
 	img.mu.RLock()
@@ -149,7 +152,7 @@ func (img *Image) writeNew(p []byte, off int64) error {
 		var first, count int64
 		var fresh bool
 		err := img.update(func() (err error) {
-			first, count, fresh, err = img.allocRun((g.roundUp(off+int64(len(p))) - start) >> g.clusterBits)
+			first, count, fresh, err = img.place(start, (g.roundUp(off+int64(len(p)))-start)>>g.clusterBits)
 			return err
 		})
 		if err != nil {

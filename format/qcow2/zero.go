@@ -123,6 +123,9 @@ func (img *Image) zeroClusters(off, n int64, unmap bool) error {
 
 // zeroRun makes the clusters of a run read as zeros.
 func (img *Image) zeroRun(off int64, r run, unmap bool) error {
+	if err := img.zeroExternal(off, r, unmap); err != nil {
+		return err
+	}
 	keepsHost := !unmap && r.copied && (r.kind == clusterData || r.kind == clusterZeroAlloc)
 	switch {
 	case r.kind == clusterUnallocated && img.backingIsZero(off, r.length),

@@ -171,7 +171,7 @@ func printOrder(formatName string) []keyval {
 	if formatName == "qcow2" {
 		return []keyval{
 			{"cluster_size", "65536"}, {"extended_l2", "off"}, {"preallocation", ""}, {"compression_type", "zlib"}, {"size", ""},
-			{"compat", ""}, {"backing_file", ""}, {"backing_fmt", ""}, {"lazy_refcounts", "off"}, {"refcount_bits", "16"}, {"extent_size_hint", ""}, {"nocow", ""},
+			{"compat", ""}, {"backing_file", ""}, {"backing_fmt", ""}, {"data_file", ""}, {"data_file_raw", ""}, {"lazy_refcounts", "off"}, {"refcount_bits", "16"}, {"extent_size_hint", ""}, {"nocow", ""},
 		}
 	}
 	return []keyval{{"size", ""}, {"extent_size_hint", ""}, {"nocow", ""}, {"preallocation", ""}}

@@ -1,0 +1,120 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/internal/underlay"
+	"github.com/lamina-vm/lamina/protocol/file"
+)
+
+// OpenData implements [format.Opener]. As for the stock tool the name is
+// relative to the working directory, and who only wants to know what the
+// image's header says leaves the file closed.
+func (o *opener) OpenData(ctx context.Context, name string, writable bool) (block.Node, error) {
+	opts := o.c.opts
+	switch {
+	case opts.Untrusted:
+		return nil, fmt.Errorf("%s: data file %q: %w", o.path, name, block.ErrUntrusted)
+	case name == "":
+		return nil, nil
+	}
+	loc, err := parseName(name)
+	if err != nil {
+		return nil, err
+	}
+	o.l.dataPath = loc.path
+	if opts.use == useInfo {
+		return nil, nil
+	}
+	locks := o.c.dataLocks(writable)
+	f, err := file.Open(loc.path, file.Options{
+		Writable: writable, Growable: writable, Locks: &locks, NoLock: opts.NoLock,
+		Direct: opts.Cache == CacheNone || opts.Cache == CacheDirectsync,
+		Sync:   opts.Cache == CacheWritethrough || opts.Cache == CacheDirectsync,
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range o.c.layers {
+		if l.holds(f) {
+			_ = f.Close()
+			return nil, fmt.Errorf("the data file %s of %s is a file of %s in the same chain: %w", loc.path, o.path, l.Name, block.ErrBackingLoop)
+		}
+	}
+	o.l.data = f
+	return underlay.Node(ctx, loc.path, f), nil
+}
+
+// dataLocks returns the locks that stock QEMU takes on a data file: those of
+// the image's user, who in any case does not share the size.
+func (c *chain) dataLocks(writable bool) file.Locks {
+	switch {
+	case writable:
+		return file.Locks{Held: file.PermRead | file.PermWrite | file.PermResize, NotShared: file.PermResize}
+	case c.opts.use == useSource:
+		return file.StableReadLocks()
+	}
+	return file.Locks{Held: file.PermRead, NotShared: file.PermResize}
+}
+
+// planData finds the external data file that the options ask for.
+func (p *CreatePlan) planData() error {
+	name, ok := p.opts.Values["data_file"]
+	if !ok || !hasOption(p.drv, "data_file") {
+		return nil
+	}
+	loc, err := parseName(name)
+	if err != nil {
+		return err
+	}
+	p.data, p.hasData = loc.path, true
+	return nil
+}
+
+// refuseSharedData refuses a data file that would destroy another file of the
+// new image, under whatever name.
+func (p *CreatePlan) refuseSharedData() error {
+	if !p.hasData {
+		return nil
+	}
+	st, statErr := os.Stat(p.data)
+	for _, name := range append([]string{p.path}, p.below...) {
+		other, err := os.Stat(name)
+		same := err == nil && statErr == nil && os.SameFile(st, other)
+		if same || filepath.Clean(name) == filepath.Clean(p.data) {
+			return fmt.Errorf("%w: the data file %s is %s: %w", &file.LockError{File: p.data, Perm: "resize", Shared: true}, p.data, name, block.ErrBackingLoop)
+		}
+	}
+	return nil
+}
+
+// newData is the new external data file of an image that is being made; with
+// no file it does nothing.
+type newData struct{ f *file.File }
+
+// createData makes the data file and hands it to the driver.
+func (p *CreatePlan) createData(ctx context.Context, made *madeFile, opts *format.CreateOptions) (newData, error) {
+	if !p.hasData {
+		return newData{}, nil
+	}
+	f, madeData, err := createFile(p.data, true)
+	if err != nil {
+		return newData{}, err
+	}
+	made.data = &madeData
+	opts.Data = underlay.Node(ctx, p.data, f)
+	opts.Values["data_file"] = p.data
+	return newData{f}, nil
+}
+
+func (d newData) Close() error {
+	if d.f == nil {
+		return nil
+	}
+	return d.f.Close()
+}
