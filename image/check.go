@@ -13,7 +13,9 @@ type CheckOptions struct {
 	Format string // as in Options
 	Cache  CacheMode
 	NoLock bool
-	Repair block.Repair
+	// Untrusted refuses an image that names other files, as in Options.
+	Untrusted bool
+	Repair    block.Repair
 	// Report receives each finding as a line, on the calling goroutine.
 	Report func(line string)
 	// Fixed is called between the repair and the check that follows it,
@@ -41,7 +43,7 @@ var ErrCheckFailed = errors.New("check failed")
 // be carried out, and the report is valid beside it where Format is set.
 func Check(ctx context.Context, name string, opts CheckOptions) (report CheckReport, err error) {
 	im, err := Open(ctx, name, Options{
-		Format: opts.Format, Cache: opts.Cache, NoLock: opts.NoLock,
+		Untrusted: opts.Untrusted, Format: opts.Format, Cache: opts.Cache, NoLock: opts.NoLock,
 		Writable: opts.Repair != block.RepairNone, ForCheck: true,
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package qemuimg
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/image"
@@ -22,16 +23,23 @@ const (
 type checkArgs struct {
 	common
 	src  source
+	mode output
 	opts image.CheckOptions
+	// emit takes the JSON form; nil prints it.
+	emit func(object)
 }
 
 func (t *tool) check(args []string) int {
 	var a checkArgs
 	var status int
 	var done bool
-	a.common, status, done = t.parse(args, ":hf:r:T:qU", []getopt.Long{
+	long := []getopt.Long{
 		longHelp, longFormat, {Name: "repair", Arg: getopt.RequiredArgument, Val: 'r'}, longOutput, longObject, longImageOpts, longForce, longSrcCache, longQuiet,
-	}, func(o getopt.Option) bool {
+	}
+	if t.extended() {
+		long = append(long, longUntrusted)
+	}
+	a.common, status, done = t.parse(args, ":hf:r:T:qU", long, func(o getopt.Option) bool {
 		switch o.Arg {
 		case "leaks":
 			a.opts.Repair = block.RepairLeaks
@@ -46,30 +54,56 @@ func (t *tool) check(args []string) int {
 	if done {
 		return status
 	}
-	var ok bool
-	if a.src, ok = t.oneImage(a.common); !ok {
+	srcs, ok := t.images(a.common)
+	if !ok {
 		return exitFailed
 	}
-	return t.runCheck(a)
-}
-
-func (t *tool) runCheck(a checkArgs) int {
-	mode, ok := t.outputFormat(a.output, a.hasOutput)
-	if !ok {
+	if a.mode, ok = t.outputFormat(a.output, a.hasOutput); !ok {
 		return exitFailed
 	}
 	if a.opts.Cache, ok = t.cacheMode("source cache", a.srcCache, image.CacheWriteback); !ok {
 		return exitFailed
 	}
+	if len(srcs) == 1 {
+		a.src = srcs[0]
+		return t.runCheck(a)
+	}
+	return t.checkSeveral(a, srcs)
+}
+
+// checkSeveral checks one image after the other. The exit status is that of
+// the worst.
+func (t *tool) checkSeveral(a checkArgs, srcs []source) int {
+	worst := 0
+	order := []int{exitOK, exitNoChecks, exitLeaks, exitCorrupt, exitFailed}
+	var reports []any
+	a.emit = func(o object) { reports = append(reports, o) }
+	for i, src := range srcs {
+		if a.mode == outputHuman && !a.quiet {
+			if i > 0 {
+				t.printf("\n")
+			}
+			t.printf("image: %s\n", src.name)
+		}
+		a.src = src
+		worst = max(worst, slices.Index(order, t.runCheck(a)))
+	}
+	if a.mode == outputJSON && !a.quiet {
+		t.printf("%s\n", writeJSON(reports))
+	}
+	return order[worst]
+}
+
+func (t *tool) runCheck(a checkArgs) int {
 	if !t.resolve(&a.src) {
 		return exitFailed
 	}
-	a.opts.NoLock = a.noLock
+	a.opts.NoLock, a.opts.Untrusted = a.noLock, a.untrusted
 	if a.opts.NoLock && a.opts.Repair != block.RepairNone {
 		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.src.name)
 		return exitFailed
 	}
-	human := mode == outputHuman && !a.quiet
+	human := a.mode == outputHuman && !a.quiet
 	a.opts.Format = a.src.format
 	a.opts.Report = func(line string) {
 		t.flush()
@@ -95,7 +129,10 @@ func (t *tool) runCheck(a checkArgs) int {
 	switch {
 	case human:
 		t.printCheck(r)
-	case !a.quiet:
+	case a.quiet:
+	case a.emit != nil:
+		a.emit(checkJSON(r))
+	default:
 		t.printf("%s\n", writeJSON(checkJSON(r)))
 	}
 	switch {

@@ -26,6 +26,7 @@ type convertArgs struct {
 	snapshotName                   *image.SnapshotRef // of -l ID_OR_NAME
 	hasSparse, targetOpts          bool
 	bitmaps, skipBroken            bool
+	progressJSON, progressShown    bool // --progress[=json]
 	outFormat, backing, backingFmt string
 	sources                        []string
 	target                         string
@@ -35,7 +36,7 @@ func (t *tool) convert(args []string) int {
 	var a convertArgs
 	var status int
 	var done bool
-	a.common, status, done = t.parse(args, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", []getopt.Long{
+	long := []getopt.Long{
 		longHelp, longObject, {Name: "source-image-opts", Val: optImageOpts}, longImageOpts, longForce,
 		{Name: "target-image-opts", Val: optTargetImageOpts}, {Name: "salvage", Val: optSalvage}, {Name: "target-is-zero", Val: optTargetIsZero},
 		{Name: "bitmaps", Val: optBitmaps}, {Name: "skip-broken-bitmaps", Val: optSkipBroken},
@@ -46,11 +47,17 @@ func (t *tool) convert(args []string) int {
 		{Name: "no-create", Val: 'n'}, {Name: "sparse-size", Arg: getopt.RequiredArgument, Val: 'S'}, {Name: "compress", Val: 'c'},
 		{Name: "copy-range-offloading", Val: 'C'}, {Name: "parallel", Arg: getopt.RequiredArgument, Val: 'm'}, {Name: "oob", Val: 'W'},
 		{Name: "rate-limit", Arg: getopt.RequiredArgument, Val: 'r'}, longQuiet, longProgress,
-	}, func(o getopt.Option) bool { return t.convertOption(&a, o) })
+	}
+	if t.extended() {
+		long[len(long)-1] = getopt.Long{Name: "progress", Arg: getopt.OptionalArgument, Val: optProgress}
+		long = append(long, longUntrusted)
+	}
+	a.common, status, done = t.parse(args, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", long, func(o getopt.Option) bool { return t.convertOption(&a, o) })
 	if done {
 		return status
 	}
-	a.opts.SourceFormat, a.opts.SourceNoLock = a.format, a.noLock
+	a.progress = (a.progress || a.progressShown) && !a.quiet
+	a.opts.SourceFormat, a.opts.SourceNoLock, a.opts.SourceUntrusted = a.format, a.noLock, a.untrusted
 	if len(a.rest) > 1 {
 		a.sources, a.target = a.rest[:len(a.rest)-1], a.rest[len(a.rest)-1]
 	}
@@ -97,6 +104,16 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (ok bool) {
 		a.bitmaps = true
 	case optSkipBroken:
 		a.skipBroken = true
+	case optProgress:
+		switch o.Arg {
+		case "":
+			a.progressShown = true
+		case "json":
+			a.progressJSON = true
+		default:
+			t.errorf("--progress takes json, or nothing, not '%s'", o.Arg)
+			ok = false
+		}
 	}
 	return ok
 }
@@ -293,6 +310,11 @@ func (t *tool) runConvert(a convertArgs) int {
 	meter := t.newMeter(a.progress, 1)
 	defer meter.stop()
 	a.opts.Progress = meter.update
+	var events *progressEvents
+	if a.progressJSON {
+		events = &progressEvents{t: t}
+		a.opts.Progress = events.update
+	}
 	a.opts.Unreadable = func(off int64, err error) {
 		if !a.quiet {
 			t.errorf("warning: error while reading offset %d: %s", off, reasonText(err))
@@ -300,9 +322,11 @@ func (t *tool) runConvert(a convertArgs) int {
 	}
 	if err := image.Convert(ctx, a.sources, a.target, a.opts); err != nil {
 		meter.end()
+		events.end("failed", err)
 		return t.failConvert(a, err)
 	}
 	meter.finish()
+	events.end("completed", nil)
 	return exitOK
 }
 
@@ -313,7 +337,7 @@ func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) (raw, ok bool) {
 	var err error
 	for i, name := range a.sources {
 		var im *image.Image
-		im, err = image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock})
+		im, err = image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock, Untrusted: a.opts.SourceUntrusted})
 		if err != nil {
 			break
 		}

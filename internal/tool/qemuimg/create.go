@@ -55,6 +55,9 @@ func (t *tool) create(args []string) int {
 	if len(a.rest) == 0 {
 		return t.exit("Expecting image file name")
 	}
+	if names := a.several(); t.extended() && len(names) > 1 {
+		return t.createSeveral(a, names)
+	}
 	if len(a.rest) > 1 {
 		if a.size, a.hasSize = t.number("image size", a.rest[1]); !a.hasSize {
 			return exitFailed
@@ -64,6 +67,32 @@ func (t *tool) create(args []string) int {
 		return t.exit("Unexpected argument: %s", a.rest[2])
 	}
 	return t.runCreate(a)
+}
+
+// several returns the images that the operands name: all of them, but for a
+// last one that is a size.
+func (a *createArgs) several() []string {
+	names := a.rest
+	if _, err := parseSize(names[len(names)-1]); err == nil {
+		names = names[:len(names)-1]
+	}
+	return names
+}
+
+// createSeveral makes images that are alike. One that cannot be made does not
+// keep the others from being made.
+func (t *tool) createSeveral(a createArgs, names []string) int {
+	if len(names) < len(a.rest) {
+		if a.size, a.hasSize = t.number("image size", a.rest[len(names)]); !a.hasSize {
+			return exitFailed
+		}
+	}
+	status := exitOK
+	for _, name := range names {
+		a.filename = name
+		status = max(status, t.runCreate(a))
+	}
+	return status
 }
 
 // creationHelp is `-o help`.

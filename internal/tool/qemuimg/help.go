@@ -17,7 +17,16 @@ func (t *tool) help() int {
 	for _, v := range verbs() {
 		b.WriteString("  " + v.name + " " + v.syntax + "\n")
 	}
+	if t.extended() {
+		b.WriteString("\nBeyond qemu-img:\n")
+		for _, v := range ownVerbs() {
+			b.WriteString("  " + v.name + " " + v.syntax + "\n")
+		}
+	}
 	b.WriteString(helpParameters)
+	if t.extended() {
+		b.WriteString(helpOwn)
+	}
 	b.WriteString("\nSupported formats:")
 	for _, d := range all.Drivers() {
 		b.WriteString(" " + d.Name())
@@ -124,4 +133,18 @@ Parameters of resize:
 Parameters of snapshot:
   '-l' lists the internal snapshots, '-c' makes one, '-a' goes back to one and
     '-d' deletes one
+`
+
+const helpOwn = `
+Beyond qemu-img:
+  create, info and check take several images
+  '--untrusted' refuses an image that names other files (info, check, map,
+    convert and the commands below): for images from outside
+  convert '--progress=json' writes events on standard error
+  map '--picture' draws what lies where; '--svg=FILE' and '--png=FILE' draw into
+    files
+  sparsify gives back the space of stored zeros, in place
+  cp copies an image file with its holes, or shares its storage; '-n' replaces
+    nothing, '-u' keeps a relative backing name that leads elsewhere
+  tree shows which image lies over which, of images or folders
 `

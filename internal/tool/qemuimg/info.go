@@ -13,44 +13,83 @@ const infoSyntax = "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt]
 
 func (t *tool) info(args []string) int {
 	var opts image.InfoOptions
-	c, status, done := t.parse(args, ":hf:U", []getopt.Long{
-		longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce,
-	}, func(getopt.Option) bool { opts.Chain = true; return true })
+	long := []getopt.Long{longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce}
+	if t.extended() {
+		long = append(long, longUntrusted)
+	}
+	c, status, done := t.parse(args, ":hf:U", long, func(getopt.Option) bool { opts.Chain = true; return true })
 	if done {
 		return status
 	}
-	src, ok := t.oneImage(c)
+	srcs, ok := t.images(c)
 	if !ok {
 		return exitFailed
 	}
 	mode, ok := t.outputFormat(c.output, c.hasOutput)
-	if !ok || !t.resolve(&src) {
+	if !ok {
 		return exitFailed
 	}
-	opts.NoLock = c.noLock
-	opts.Format = src.format
-	infos, err := image.Inspect(context.Background(), src.name, opts)
-	if err != nil {
-		return t.failOpen(err)
-	}
-	switch {
-	case mode == outputHuman:
-		for i, info := range infos {
+	opts.NoLock, opts.Untrusted = c.noLock, c.untrusted
+	var list []any
+	for i, src := range srcs {
+		infos, ok := t.inspect(src, opts)
+		if !ok {
+			status = exitFailed
+			continue
+		}
+		if mode == outputHuman {
 			if i > 0 {
 				t.printf("\n")
 			}
-			t.printInfo(info)
+			t.printInfos(infos)
+			continue
 		}
-	case opts.Chain:
-		list := make([]any, len(infos))
-		for i, info := range infos {
-			list[i] = infoJSON(info)
-		}
-		t.printf("%s\n", writeJSON(list))
-	default:
-		t.printf("%s\n", writeJSON(infoJSON(infos[0])))
+		list = append(list, infosJSON(infos, opts.Chain))
 	}
-	return exitOK
+	switch {
+	case mode == outputHuman:
+	case len(srcs) > 1:
+		t.printf("%s\n", writeJSON(list))
+	case len(list) == 1:
+		t.printf("%s\n", writeJSON(list[0]))
+	}
+	return status
+}
+
+// inspect describes an image and its backing files if asked to, or says why it
+// cannot.
+func (t *tool) inspect(src source, opts image.InfoOptions) ([]image.Info, bool) {
+	if !t.resolve(&src) {
+		return nil, false
+	}
+	opts.Format = src.format
+	infos, err := image.Inspect(context.Background(), src.name, opts)
+	if err != nil {
+		t.failOpen(err)
+		return nil, false
+	}
+	return infos, true
+}
+
+func (t *tool) printInfos(infos []image.Info) {
+	for i, info := range infos {
+		if i > 0 {
+			t.printf("\n")
+		}
+		t.printInfo(info)
+	}
+}
+
+// infosJSON is an image, or the list of a chain.
+func infosJSON(infos []image.Info, chain bool) any {
+	if !chain {
+		return infoJSON(infos[0])
+	}
+	list := make([]any, len(infos))
+	for i, info := range infos {
+		list[i] = infoJSON(info)
+	}
+	return list
 }
 
 // printInfo is the human form.

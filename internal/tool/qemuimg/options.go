@@ -20,6 +20,8 @@ const (
 	optPicture
 	optSVG
 	optPNG
+	optUsage
+	optProgress
 	optTargetIsZero
 	optSalvage
 	optBitmaps
@@ -125,6 +127,20 @@ func (t *tool) oneImage(c common) (source, bool) {
 		return source{}, false
 	}
 	return c.image(c.rest[0]), true
+}
+
+// images returns the images of a verb that works on one after the other; the
+// stock tool takes only one.
+func (t *tool) images(c common) ([]source, bool) {
+	if len(c.rest) <= 1 || !t.extended() {
+		src, ok := t.oneImage(c)
+		return []source{src}, ok
+	}
+	var list []source
+	for _, name := range c.rest {
+		list = append(list, c.image(name))
+	}
+	return list, true
 }
 
 // image is the operand name with the options that belong to it.
