@@ -25,6 +25,10 @@ type ConvertOptions struct {
 	// Snapshot copies an internal snapshot of the first source, with the
 	// size that the disk had then, instead of its present content.
 	Snapshot *SnapshotRef
+	// Part copies only that part, as far as it lies in the disk, of the one
+	// source, which may meanwhile be written as far as its format allows
+	// that. Not with BackingFile. nil is all.
+	Part *Part
 
 	// Format of the target; "" is raw. Values are its creation options.
 	Format string
@@ -170,10 +174,14 @@ type source struct {
 }
 
 func (c *conversion) openSources(ctx context.Context, names []string) error {
+	locks := useSource
+	if c.opts.Part != nil {
+		locks = useContent
+	}
 	for _, name := range names {
 		im, err := Open(ctx, name, Options{
 			Format: c.opts.SourceFormat, Cache: c.opts.SourceCache, NoLock: c.opts.SourceNoLock,
-			Untrusted: c.opts.SourceUntrusted, use: useSource,
+			Untrusted: c.opts.SourceUntrusted, use: locks,
 		})
 		if err != nil {
 			return err
@@ -189,6 +197,16 @@ func (c *conversion) openSources(ctx context.Context, names []string) error {
 			return err
 		}
 		c.srcs[0].node = node
+	}
+	if part := c.opts.Part; part != nil {
+		if len(c.srcs) > 1 || c.opts.BackingFile != "" {
+			return fmt.Errorf("a part of several sources, or for a target with a backing file: %w", block.ErrUnsupported)
+		}
+		w, err := newWindow(c.srcs[0].node, *part)
+		if err != nil {
+			return err
+		}
+		c.srcs[0].node = w
 	}
 	for i := range c.srcs {
 		s := &c.srcs[i]
@@ -224,13 +242,17 @@ func (c *conversion) checkTarget(drv format.Driver, target string) error {
 	if err != nil {
 		return err
 	}
-	// The locks find this out too, but not where they are left out.
+	// The locks find this out too, but not where they are left out, or
+	// shared as those of a raw image of which a part is copied.
 	st, err := os.Stat(loc.path)
-	if err != nil || !c.opts.SourceNoLock {
+	if err != nil || !c.opts.SourceNoLock && c.opts.Part == nil {
 		return nil
 	}
 	for _, s := range c.srcs {
 		for _, l := range s.im.Layers() {
+			if !c.opts.SourceNoLock && l.Format != rawName {
+				continue
+			}
 			if same, err := os.Stat(l.file.Name()); err == nil && os.SameFile(st, same) {
 				return fmt.Errorf("convert %s to %s: %w", l.Name, target, ErrSourceIsTarget)
 			}

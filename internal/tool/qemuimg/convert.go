@@ -370,15 +370,11 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 	)
 	switch {
 	case errors.As(err, &target):
-		clusters := false
-		if drv := all.Find(target.Format); drv != nil {
-			clusters = findOption(drv.Options(), "cluster_size") != nil
-		}
 		text := ""
 		if a.opts.BackingFormat != "" && a.opts.BackingFile == "" {
 			text = "Backing format cannot be used without backing file"
 		} else {
-			text = createText(target.Err, target.Format, clusters)
+			text = createText(target.Err, target.Format, hasClusters(target.Format))
 		}
 		t.errorf("%s: error while converting %s: %s", target.Name, target.Format, text)
 	case errors.As(err, &cp):

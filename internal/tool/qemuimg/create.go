@@ -160,7 +160,7 @@ func (t *tool) runCreate(a createArgs) int {
 		return fail("Backing format cannot be used without backing file")
 	}
 	if err := plan.Create(context.Background()); err != nil {
-		return fail(createText(err, a.format, findOption(c.drv.Options(), "cluster_size") != nil))
+		return fail(createText(err, a.format, hasClusters(a.format)))
 	}
 	return exitOK
 }

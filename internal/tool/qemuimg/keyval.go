@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/format/all"
 )
 
 // keyval is one `key=value` of an option list.
@@ -108,6 +109,13 @@ func allOptions(drv format.Driver) []format.Option {
 		}
 	}
 	return list
+}
+
+// hasClusters reports whether the images of a format have clusters of a size
+// that can be chosen.
+func hasClusters(formatName string) bool {
+	drv := all.Find(formatName)
+	return drv != nil && findOption(drv.Options(), "cluster_size") != nil
 }
 
 func findOption(list []format.Option, name string) *format.Option {

@@ -95,13 +95,18 @@ func sizeError(err error) error {
 // number reads a size from the command line and reports what is wrong with
 // it in the stock tool's words; what names the argument.
 func (t *tool) number(what, s string) (int64, bool) {
+	return t.boundedNumber(what, s, 0, math.MaxInt64)
+}
+
+// boundedNumber is number for numbers from least to most.
+func (t *tool) boundedNumber(what, s string, least, most int64) (int64, bool) {
 	n, err := parseSize(s)
 	if hexWithSuffix(s) && err == nil {
 		t.errorf("warning: Using a multiplier suffix on hex numbers is deprecated: %s", s)
 	}
 	switch {
-	case errors.Is(err, errSizeTooBig) || err == nil && n > math.MaxInt64:
-		t.errorf("Invalid %s specified. Must be between 0 and %d.", what, int64(math.MaxInt64))
+	case errors.Is(err, errSizeTooBig) || err == nil && (n > uint64(most) || n < uint64(least)):
+		t.errorf("Invalid %s specified. Must be between %d and %d.", what, least, most)
 	case err != nil:
 		t.errorf("Invalid %s specified. You may use k, M, G, T, P or E suffixes for", what)
 		t.errorf("kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
