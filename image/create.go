@@ -255,6 +255,9 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 			made.undo()
 		}
 	}()
+	if err := empty(ctx, node, f); err != nil {
+		return err
+	}
 	data, err := p.createData(ctx, &made, &opts)
 	if err != nil {
 		return err
@@ -329,12 +332,26 @@ func look(path string) madeFile {
 	return madeFile{path: path, isNew: errors.Is(err, fs.ErrNotExist)}
 }
 
-// createFile makes the empty file for a new image.
+// createFile makes the file for a new image. One that is there keeps its
+// content until [empty].
 func createFile(path string, growable bool) (*file.File, madeFile, error) {
 	locks := file.CreateLocks()
 	made := look(path)
-	f, err := file.Create(path, file.Options{Locks: &locks, Growable: growable})
+	f, err := file.Create(path, file.Options{Locks: &locks, Growable: growable, Keep: true})
 	return f, made, err
+}
+
+// empty drops the content of file f, whose bytes are node's. A block device
+// keeps it.
+func empty(ctx context.Context, node block.Node, f *file.File) error {
+	if f.IsDevice() || f.Size() == 0 {
+		return nil
+	}
+	r, ok := block.As[block.Resizer](node)
+	if !ok {
+		return fmt.Errorf("make %s empty: %w", f.Name(), block.ErrUnsupported)
+	}
+	return r.Resize(ctx, 0, block.ResizeOptions{AllowShrink: true})
 }
 
 // undo removes a file that was not there before, and empties one that was:

@@ -95,7 +95,7 @@ func (p *CreatePlan) refuseSharedData() error {
 
 // newData is the new external data file of an image that is being made; with
 // no file it does nothing.
-type newData struct{ f *file.File }
+type newData struct{ f block.Node }
 
 // createData makes the data file and hands it to the driver.
 func (p *CreatePlan) createData(ctx context.Context, made *madeFile, opts *format.CreateOptions) (newData, error) {
@@ -109,7 +109,11 @@ func (p *CreatePlan) createData(ctx context.Context, made *madeFile, opts *forma
 	made.data = &madeData
 	opts.Data = underlay.Node(ctx, p.data, f)
 	opts.Values["data_file"] = p.data
-	return newData{f}, nil
+	if err := empty(ctx, opts.Data, f); err != nil {
+		_ = opts.Data.Close()
+		return newData{}, err
+	}
+	return newData{opts.Data}, nil
 }
 
 func (d newData) Close() error {

@@ -30,6 +30,7 @@ const (
 // which it was asked for; a barrier's the instant in which it was done.
 type Event struct {
 	Kind Kind
+	Disk int // which of a [Set]; 0 where there is only one
 	Off  int64
 	N    int64  // bytes; of Resize the new size
 	Data []byte // of Write
@@ -59,11 +60,42 @@ func (e Event) String() string {
 // Disk is a writable disk that records its changes. Its methods are as safe
 // for concurrent use as those of the disk below.
 type Disk struct {
-	w block.Writer
+	w    block.Writer
+	disk int
+	log  *Set
+}
 
+// Set records several disks in one log, for what rests on the order in which
+// they change. Its zero value is ready for use.
+type Set struct {
 	mu     sync.Mutex // guards what follows
 	events []Event
-	acked  []int // acknowledged since the last barrier began to cover them
+	acked  map[int][]int // by disk: acknowledged since the last barrier began to cover them
+}
+
+// Wrap records the changes of w, which is the disk of the number given; the
+// same disk may be wrapped several times, one after the other.
+func (s *Set) Wrap(disk int, w block.Writer) *Disk { return &Disk{w: w, disk: disk, log: s} }
+
+// Len returns the number of events so far.
+func (s *Set) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.events)
+}
+
+// Log returns the events so far.
+func (s *Set) Log() Log {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events)
+}
+
+func (s *Set) ack(disk int, events ...int) {
+	if s.acked == nil {
+		s.acked = map[int][]int{}
+	}
+	s.acked[disk] = append(s.acked[disk], events...)
 }
 
 var (
@@ -76,41 +108,35 @@ var (
 
 // Wrap records the changes of w from now on. Zeroing, discarding and resizing
 // fail with [block.ErrUnsupported] where w cannot do that.
-func Wrap(w block.Writer) *Disk { return &Disk{w: w} }
+func Wrap(w block.Writer) *Disk { return new(Set).Wrap(0, w) }
 
 // Unwrap implements [block.Wrapper].
 func (d *Disk) Unwrap() block.Node { return d.w }
 
 // Len returns the number of events so far. Taken after a call has returned, a
 // power loss from that event on may not undo what the call promised.
-func (d *Disk) Len() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.events)
-}
+func (d *Disk) Len() int { return d.log.Len() }
 
 // Log returns the events so far.
-func (d *Disk) Log() Log {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.Clone(d.events)
-}
+func (d *Disk) Log() Log { return d.log.Log() }
 
 // do records an event, carries it out, and notes that it was acknowledged.
 // One that failed stays in the log: a part of it may have reached the disk.
 func (d *Disk) do(e Event, run func() error) error {
-	d.mu.Lock()
-	i := len(d.events)
-	d.events = append(d.events, e)
-	d.mu.Unlock()
+	s := d.log
+	e.Disk = d.disk
+	s.mu.Lock()
+	i := len(s.events)
+	s.events = append(s.events, e)
+	s.mu.Unlock()
 	err := run()
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case err == nil:
-		d.acked = append(d.acked, i)
+		s.ack(d.disk, i)
 	case errors.Is(err, block.ErrOutOfRange), errors.Is(err, block.ErrReadOnly), errors.Is(err, block.ErrClosed), errors.Is(err, block.ErrUnsupported):
-		d.events[i] = Event{Kind: Refused}
+		s.events[i] = Event{Kind: Refused, Disk: d.disk}
 	}
 	return err
 }
@@ -156,18 +182,19 @@ func (d *Disk) Resize(ctx context.Context, size int64, opts block.ResizeOptions)
 
 // Flush implements [block.Writer].
 func (d *Disk) Flush() error {
-	d.mu.Lock()
-	covered := d.acked
-	d.acked = nil
-	d.mu.Unlock()
+	s := d.log
+	s.mu.Lock()
+	covered := s.acked[d.disk]
+	delete(s.acked, d.disk)
+	s.mu.Unlock()
 	err := d.w.Flush()
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err != nil {
-		d.acked = append(covered, d.acked...)
+		s.ack(d.disk, covered...)
 		return err
 	}
-	d.events = append(d.events, Event{Kind: Barrier, Durable: covered})
+	s.events = append(s.events, Event{Kind: Barrier, Disk: d.disk, Durable: covered})
 	return nil
 }
 

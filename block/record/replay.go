@@ -26,7 +26,7 @@ func (l Log) Prefixes(base *memory.Disk) iter.Seq2[int, *memory.Disk] {
 			if !yield(i, now.Clone()) || i == len(l) {
 				return
 			}
-			l[i].apply(now)
+			l[i].Apply(now)
 		}
 	}
 }
@@ -35,7 +35,7 @@ func (l Log) Prefixes(base *memory.Disk) iter.Seq2[int, *memory.Disk] {
 func (l Log) Prefix(base *memory.Disk, n int) *memory.Disk {
 	now := base.Clone()
 	for _, e := range l[:n] {
-		e.apply(now)
+		e.Apply(now)
 	}
 	return now
 }
@@ -56,7 +56,7 @@ func (l Log) Crash(base *memory.Disk, n int, r *rand.Rand) *memory.Disk {
 	for i, e := range l[:n] {
 		switch {
 		case durable[i]:
-			e.apply(now)
+			e.Apply(now)
 		case e.Kind < Barrier:
 			rest = append(rest, i)
 		}
@@ -66,17 +66,17 @@ func (l Log) Crash(base *memory.Disk, n int, r *rand.Rand) *memory.Disk {
 		switch r.IntN(8) {
 		case 0, 1, 2: // lost
 		case 3:
-			l[i].tear(now, r)
+			l[i].Tear(now, r)
 		default:
-			l[i].apply(now)
+			l[i].Apply(now)
 		}
 	}
 	return now
 }
 
-// apply carries an event out. Whatever the order, it fits: a write past the
+// Apply carries an event out. Whatever the order, it fits: a write past the
 // end makes the disk longer, a zero or discard there does nothing.
-func (e Event) apply(d *memory.Disk) {
+func (e Event) Apply(d *memory.Disk) {
 	var err error
 	switch e.Kind {
 	case Write:
@@ -102,16 +102,16 @@ func (e Event) apply(d *memory.Disk) {
 	}
 }
 
-// tear writes some sectors of a write, and all of anything else.
-func (e Event) tear(d *memory.Disk, r *rand.Rand) {
+// Tear writes some sectors of a write, and all of anything else.
+func (e Event) Tear(d *memory.Disk, r *rand.Rand) {
 	if e.Kind != Write {
-		e.apply(d)
+		e.Apply(d)
 		return
 	}
 	for off := e.Off; off < e.Off+e.N; {
 		end := min((off/sector+1)*sector, e.Off+e.N)
 		if r.IntN(2) == 0 {
-			Event{Kind: Write, Off: off, N: end - off, Data: e.Data[off-e.Off : end-e.Off]}.apply(d)
+			Event{Kind: Write, Off: off, N: end - off, Data: e.Data[off-e.Off : end-e.Off]}.Apply(d)
 		}
 		off = end
 	}

@@ -78,7 +78,8 @@ func Open(path string, opts Options) (*File, error) {
 }
 
 // Create makes a file, or takes an existing one, and makes it empty once its
-// locks say that nobody uses it. A block device is not changed.
+// locks say that nobody uses it, unless Options.Keep. A block device is not
+// changed.
 func Create(path string, opts Options) (*File, error) {
 	opts.Writable = true
 	if opts.NoLock {
@@ -93,7 +94,7 @@ func Create(path string, opts Options) (*File, error) {
 	if isNew {
 		f.newDir = filepath.Dir(path)
 	}
-	if !f.device && f.size.Load() > 0 {
+	if !f.device && !opts.Keep && f.size.Load() > 0 {
 		if err := f.truncate(0); err != nil {
 			_ = f.Close()
 			return nil, err

@@ -24,6 +24,8 @@ type Options struct {
 	// file, as a format driver's image file needs. What lies between the
 	// old end and the write reads as zeros.
 	Growable bool
+	// Keep makes Create leave the content of an existing file to the caller.
+	Keep bool
 	// Mode is the permission of a file that Create makes, before the
 	// umask. 0 means 0644, as stock qemu-img.
 	Mode fs.FileMode
