@@ -52,8 +52,8 @@ func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
 // with an error that names it.
 func (Driver) Options() []format.Option {
 	return []format.Option{
-		{Name: "backing_file", Type: format.TypeString, Help: "File name of a base image"},
-		{Name: "backing_fmt", Type: format.TypeString, Help: "Image format of the base image"},
+		{Name: "backing_file", Type: format.TypeString, Help: "File name of a base image", Amendable: true},
+		{Name: "backing_fmt", Type: format.TypeString, Help: "Image format of the base image", Amendable: true},
 		{Name: "cluster_size", Type: format.TypeSize, Help: "qcow2 cluster size", Default: "65536"},
 		{Name: "compat", Type: format.TypeString, Help: "Compatibility level (v2 [0.10] or v3 [1.1])", Amendable: true},
 		{Name: "compression_type", Type: format.TypeString, Help: "Compression method used for image cluster compression"},
