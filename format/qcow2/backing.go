@@ -3,6 +3,7 @@ package qcow2
 import (
 	"context"
 
+	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
 )
 
@@ -94,6 +95,12 @@ func (img *Image) makeEmpty(ctx context.Context) error {
 	}
 	if err := img.writeback(false); err != nil {
 		return err
+	}
+	if img.g.external && !img.rawData() {
+		// Nothing refers to what the data file holds any more.
+		if d, ok := block.As[block.Discarder](img.data.wr); ok {
+			_ = d.Discard(0, min(img.Size(), img.data.wr.Size()))
+		}
 	}
 	return img.cutFile(ctx)
 }

@@ -91,7 +91,7 @@ func (img *Image) refuseCompressed(table hostOffset) error {
 			return err
 		}
 		for _, e := range s.entries {
-			if e.kind() == clusterCompressed {
+			if e.kind(img.g) == clusterCompressed {
 				return unsupportedf("Cannot downgrade an image with zstd compression type and existing compressed clusters")
 			}
 		}
@@ -137,19 +137,19 @@ func (img *Image) expandEntries(ctx context.Context, slice hostOffset, k int, re
 		return 0, err
 	}
 	n := 0
-	for k+n < len(s.entries) && !isZeroKind(s.entries[k+n].kind()) {
+	for k+n < len(s.entries) && !isZeroKind(s.entries[k+n].kind(img.g)) {
 		n++
 	}
 	if n > 0 {
 		img.mu.Unlock()
 		return n, nil
 	}
-	for k+n < len(s.entries) && isZeroKind(s.entries[k+n].kind()) {
+	for k+n < len(s.entries) && isZeroKind(s.entries[k+n].kind(img.g)) {
 		n++
 	}
 	e := s.entries[k]
 	var shared uint64
-	if e.kind() == clusterZeroAlloc {
+	if e.kind(img.g) == clusterZeroAlloc {
 		shared, err = img.refcount(img.g.cluster(int64(e.host())))
 	}
 	img.mu.Unlock()
@@ -158,7 +158,7 @@ func (img *Image) expandEntries(ctx context.Context, slice hostOffset, k int, re
 		return 0, err
 	case img.backingFile == "":
 		return n, img.setZeroEntries(slice, k, n, refs, func(int64) l2Entry { return 0 })
-	case e.kind() == clusterZeroAlloc && shared == refs:
+	case e.kind(img.g) == clusterZeroAlloc && shared == refs:
 		// Nobody else sees the bytes of the cluster, and these not yet.
 		if err := img.writeZeroCluster(e.host()); err != nil {
 			return 0, err
@@ -232,7 +232,7 @@ func (img *Image) setZeroEntries(slice hostOffset, k, n int, refs uint64, entry 
 	}
 	for i := range n {
 		old, e := s.entries[k+i], entry(int64(i))
-		if old.kind() == clusterZeroAlloc && old.host() != e.host() {
+		if old.kind(img.g) == clusterZeroAlloc && old.host() != e.host() {
 			have, err := img.refcount(img.g.cluster(int64(old.host())))
 			if err != nil {
 				return err
