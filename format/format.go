@@ -63,6 +63,9 @@ type OpenOptions struct {
 	// block options are ("encrypt.key-secret", "lazy-refcounts"). Unknown
 	// ones fail with an error that matches block.ErrUnsupported.
 	Values map[string]string
+	// NoData opens the image to be described only: no guest data is read or
+	// written, so the keys of an encrypted image are not asked for.
+	NoData bool
 	// Untrusted refuses, with block.ErrUntrusted, an image that names
 	// another file, and bounds what its header may claim.
 	Untrusted bool

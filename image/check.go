@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
 )
 
 // CheckOptions are the choices of [Check].
@@ -16,6 +17,8 @@ type CheckOptions struct {
 	// Untrusted refuses an image that names other files, as in Options.
 	Untrusted bool
 	Repair    block.Repair
+	// Secrets resolves the names of keys of encrypted images. nil is none.
+	Secrets format.Secrets
 	// Report receives each finding as a line, on the calling goroutine.
 	Report func(line string)
 	// Fixed is called between the repair and the check that follows it,
@@ -44,7 +47,7 @@ var ErrCheckFailed = errors.New("check failed")
 func Check(ctx context.Context, name string, opts CheckOptions) (report CheckReport, err error) {
 	im, err := Open(ctx, name, Options{
 		Untrusted: opts.Untrusted, Format: opts.Format, Cache: opts.Cache, NoLock: opts.NoLock,
-		Writable: opts.Repair != block.RepairNone, ForCheck: true,
+		Writable: opts.Repair != block.RepairNone, ForCheck: true, Secrets: opts.Secrets,
 	})
 	if err != nil {
 		return CheckReport{}, err

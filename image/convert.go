@@ -44,6 +44,8 @@ type ConvertOptions struct {
 	// Compress stores compressed clusters.
 	Compress bool
 
+	// Secrets resolves the names of keys of encrypted sources and targets. nil is none.
+	Secrets format.Secrets
 	// Sparse is the least number of zero bytes that become a hole; 0 means
 	// 4096. NoSparse writes everything, zeros too.
 	Sparse   int64
@@ -148,7 +150,7 @@ func Convert(ctx context.Context, sources []string, target string, opts ConvertO
 
 // copyTo opens the target, which exists now, and fills it.
 func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
-	im, err := Open(ctx, target, Options{Format: c.opts.Format, Writable: true, Cache: c.opts.Cache, Fill: true})
+	im, err := Open(ctx, target, Options{Format: c.opts.Format, Writable: true, Cache: c.opts.Cache, Fill: true, Secrets: c.opts.Secrets})
 	if err != nil {
 		return err
 	}
@@ -181,7 +183,7 @@ func (c *conversion) openSources(ctx context.Context, names []string) error {
 	for _, name := range names {
 		im, err := Open(ctx, name, Options{
 			Format: c.opts.SourceFormat, Cache: c.opts.SourceCache, NoLock: c.opts.SourceNoLock,
-			Untrusted: c.opts.SourceUntrusted, use: locks,
+			Untrusted: c.opts.SourceUntrusted, Secrets: c.opts.Secrets, use: locks,
 		})
 		if err != nil {
 			return err
@@ -266,7 +268,7 @@ func (c *conversion) create(ctx context.Context, drv format.Driver, target strin
 	p, err := PlanCreate(ctx, target, CreateOptions{
 		Format: drv.Name(), Size: c.total, Values: c.opts.Values,
 		BackingFile: c.opts.BackingFile, BackingFormat: c.opts.BackingFormat,
-		Unchecked: true, NoFlush: true, Fill: true, unsafe: c.opts.Cache == CacheUnsafe,
+		Unchecked: true, NoFlush: true, Fill: true, unsafe: c.opts.Cache == CacheUnsafe, Secrets: c.opts.Secrets,
 	})
 	if err != nil {
 		return madeFile{}, err

@@ -34,6 +34,8 @@ type CreateOptions struct {
 	BackingFormat string
 	// Unchecked records the backing file without opening it.
 	Unchecked bool
+	// Secrets resolves the names of keys of encrypted images. nil is none.
+	Secrets format.Secrets
 	// NoFlush returns before the new image is safe from a power loss.
 	NoFlush bool
 	// Fill leaves the new image marked as unfinished: it is going to be
@@ -146,7 +148,7 @@ func (p *CreatePlan) inspectBacking(ctx context.Context) error {
 		full := combine(p.path, o.BackingFile)
 		// As stock: no locks, for the backing file of a running machine is
 		// a backing file all the same; only its size is taken.
-		im, err := Open(ctx, full, Options{Format: o.BackingFormat, NoLock: true, use: useInfo})
+		im, err := Open(ctx, full, Options{Format: o.BackingFormat, NoLock: true, Secrets: o.Secrets, use: useInfo})
 		if err != nil {
 			var open *OpenError
 			if errors.As(err, &open) {
@@ -237,6 +239,7 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 		Filename:      p.Name,
 		BackingFile:   p.opts.BackingFile,
 		BackingFormat: p.opts.BackingFormat,
+		Secrets:       p.opts.Secrets,
 	}
 	if err := p.checkOptions(opts); err != nil {
 		return err

@@ -109,6 +109,8 @@ type Layer struct {
 	data *file.File // external data file, nil if there is none or it is closed
 	// dataPath is where the data file is, "" without one.
 	dataPath string
+	// values are the format's runtime options, from a json: name.
+	values map[string]string
 }
 
 // holds reports whether f is one of the layer's files.
@@ -193,7 +195,7 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 	if formatName == "" {
 		formatName = loc.format
 	}
-	l := &Layer{Name: loc.path}
+	l := &Layer{Name: loc.path, values: loc.values}
 	drv, err := c.openFile(l, loc.path, formatName, top)
 	if err != nil {
 		return nil, err
@@ -294,6 +296,8 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path 
 		ForCheck:  top && c.opts.ForCheck,
 		Unsafe:    c.opts.Cache == CacheUnsafe,
 		Secrets:   c.opts.Secrets,
+		NoData:    c.opts.use == useInfo,
+		Values:    l.values,
 	}
 	opts.Opener = &opener{c, l, path, top}
 	file := underlay.Node(ctx, path, l.file)

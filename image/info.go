@@ -28,6 +28,8 @@ type InfoOptions struct {
 	Format    string // as in Options
 	NoLock    bool   // as in Options
 	Untrusted bool   // as in Options
+	// Secrets resolves the names of keys of encrypted images. nil is none.
+	Secrets format.Secrets
 	// Chain describes the backing files too.
 	Chain bool
 }
@@ -39,7 +41,7 @@ func Inspect(ctx context.Context, name string, opts InfoOptions) ([]Info, error)
 	var infos []Info
 	// Not by way of Open: each image must be described with what its own
 	// header says, also where a lower one is missing.
-	c := &chain{opts: Options{NoLock: opts.NoLock, Untrusted: opts.Untrusted, NoBacking: true, use: useInfo}}
+	c := &chain{opts: Options{NoLock: opts.NoLock, Untrusted: opts.Untrusted, NoBacking: true, Secrets: opts.Secrets, use: useInfo}}
 	var open []block.Node
 	defer func() {
 		for _, n := range open {

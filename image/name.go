@@ -12,6 +12,8 @@ import (
 type location struct {
 	path   string
 	format string // "" unless the name says it
+	// values are runtime options of the format.
+	values map[string]string
 }
 
 // parseName takes a name apart: a plain path, "file:path", or "json:{...}"
@@ -104,6 +106,11 @@ func parseBlockOptions(name string, flat map[string]string) (location, error) {
 				return loc, fmt.Errorf("%s: two file names: %w", name, block.ErrUnsupported)
 			}
 			loc.path = v
+		case k == "key-secret", k == "encrypt.key-secret", k == "encrypt.format":
+			if loc.values == nil {
+				loc.values = map[string]string{}
+			}
+			loc.values[k] = v
 		default:
 			return loc, fmt.Errorf("%s: block option %s=%s is not supported: %w", name, k, v, block.ErrUnsupported)
 		}

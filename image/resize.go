@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/internal/partition"
 )
 
@@ -24,6 +25,8 @@ const (
 type ResizeOptions struct {
 	Format string // as in Options
 	Cache  CacheMode
+	// Secrets resolves the names of keys of encrypted images. nil is none.
+	Secrets format.Secrets
 	// Size is in bytes; Change says of what.
 	Size   int64
 	Change SizeChange
@@ -61,7 +64,7 @@ type ResizeResult struct {
 // Resize changes an image's virtual size. The new area reads as zeros. The
 // result is valid beside an error as far as it is filled.
 func Resize(ctx context.Context, name string, opts ResizeOptions) (res ResizeResult, err error) {
-	im, err := Open(ctx, name, Options{Format: opts.Format, Cache: opts.Cache, Writable: true, use: useResize})
+	im, err := Open(ctx, name, Options{Format: opts.Format, Cache: opts.Cache, Writable: true, Secrets: opts.Secrets, use: useResize})
 	if err != nil {
 		return res, err
 	}

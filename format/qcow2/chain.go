@@ -117,7 +117,7 @@ func (c *chainRun) read(p []byte, off int64) error {
 	var err error
 	switch c.run.kind {
 	case clusterData:
-		err = c.owner.readData(p, c.run.host+hostOffset(off-c.start))
+		err = c.owner.readGuest(p, off, c.run.host+hostOffset(off-c.start))
 	case clusterCompressed:
 		err = c.owner.readCompressed(p, off, c.run.entry)
 	default:

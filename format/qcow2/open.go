@@ -26,6 +26,9 @@ func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image
 		}
 		img.wr = w
 	}
+	for k := range opts.Values {
+		return nil, img.fail("open", unsupportedf("option %s", k))
+	}
 	size := file.Size()
 	if size > maxFileSize {
 		return nil, img.fail("open", unsupportedf("the file has %d bytes, more than %d", size, int64(maxFileSize)))

@@ -47,7 +47,7 @@ func (img *Image) readRange(p []byte, off int64) (int, error) {
 		q := p[done : done+int(r.length)]
 		switch r.kind {
 		case clusterData:
-			err = img.readData(q, r.host)
+			err = img.readGuest(q, off, r.host)
 		case clusterCompressed:
 			err = img.readCompressed(q, off, r.entry)
 		case clusterUnallocated:

@@ -50,7 +50,7 @@ func (img *Image) writeInPlace(p []byte, off int64) (bool, error) {
 			return false, nil
 		}
 		if r.length == int64(len(p)) {
-			return true, img.writeData(p, r.host)
+			return true, img.writeGuest(p, off, r.host)
 		}
 		at += r.length
 	}
@@ -59,7 +59,7 @@ func (img *Image) writeInPlace(p []byte, off int64) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if err := img.writeData(p[:r.length], r.host); err != nil {
+		if err := img.writeGuest(p[:r.length], off, r.host); err != nil {
 			return false, err
 		}
 		p, off = p[r.length:], off+r.length
@@ -97,7 +97,7 @@ func (img *Image) writeRange(p []byte, off int64) (int, error) {
 		n := r.length
 		switch {
 		case r.copied && r.kind == clusterData:
-			err = img.writeData(p[done:done+int(n)], r.host)
+			err = img.writeGuest(p[done:done+int(n)], off, r.host)
 		case r.copied && r.kind == clusterZeroAlloc:
 			err = img.writeReused(p[done:done+int(n)], off, r.host)
 		default:
@@ -188,7 +188,7 @@ func (img *Image) fillClusters(p []byte, off int64, host hostOffset, n int64, fr
 		n, tail = n-tail, 0
 	}
 	if head == 0 && tail == 0 {
-		return img.writeData(p, host)
+		return img.writeGuest(p, off, host)
 	}
 	// One request for at most two clusters; otherwise the large middle is
 	// not worth a copy.
@@ -202,7 +202,7 @@ func (img *Image) fillClusters(p []byte, off int64, host hostOffset, n int64, fr
 		if err := img.readOld(b[n-tail:], end); err != nil {
 			return err
 		}
-		return img.writeData(b, host)
+		return img.writeGuest(b, start, host)
 	}
 	b := clusterBuffers.get(g.clusterSize())
 	defer clusterBuffers.put(b)
@@ -210,11 +210,11 @@ func (img *Image) fillClusters(p []byte, off int64, host hostOffset, n int64, fr
 		return err
 	}
 	if head > 0 {
-		if err := img.writeData(b[:head], host); err != nil {
+		if err := img.writeGuest(b[:head], start, host); err != nil {
 			return err
 		}
 	}
-	if err := img.writeData(p, host+hostOffset(head)); err != nil {
+	if err := img.writeGuest(p, off, host+hostOffset(head)); err != nil {
 		return err
 	}
 	if tail == 0 {
@@ -223,7 +223,7 @@ func (img *Image) fillClusters(p []byte, off int64, host hostOffset, n int64, fr
 	if err := img.readOld(b[:tail], end); err != nil {
 		return err
 	}
-	return img.writeData(b[:tail], host+hostOffset(n-tail))
+	return img.writeGuest(b[:tail], end, host+hostOffset(n-tail))
 }
 
 // readOld reads what the guest clusters hold now; behind the end of the disk

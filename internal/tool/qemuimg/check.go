@@ -99,6 +99,7 @@ func (t *tool) runCheck(a checkArgs) int {
 		return exitFailed
 	}
 	a.opts.NoLock, a.opts.Untrusted = a.noLock, a.untrusted
+	a.opts.Secrets = &t.secrets
 	if a.opts.NoLock && a.opts.Repair != block.RepairNone {
 		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.src.name)
 		return exitFailed

@@ -58,6 +58,7 @@ func (t *tool) convert(args []string) int {
 	}
 	a.progress = (a.progress || a.progressShown) && !a.quiet
 	a.opts.SourceFormat, a.opts.SourceNoLock, a.opts.SourceUntrusted = a.format, a.noLock, a.untrusted
+	a.opts.Secrets = &t.secrets
 	if len(a.rest) > 1 {
 		a.sources, a.target = a.rest[:len(a.rest)-1], a.rest[len(a.rest)-1]
 	}
@@ -337,7 +338,7 @@ func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) (raw, ok bool) {
 	var err error
 	for i, name := range a.sources {
 		var im *image.Image
-		im, err = image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock, Untrusted: a.opts.SourceUntrusted})
+		im, err = image.Open(ctx, name, image.Options{Format: a.opts.SourceFormat, NoLock: a.opts.SourceNoLock, Untrusted: a.opts.SourceUntrusted, Secrets: &t.secrets})
 		if err != nil {
 			break
 		}

@@ -137,7 +137,8 @@ func (t *tool) runCreate(a createArgs) int {
 		return fail("Error: Trying to create an image with the same filename as the backing file")
 	}
 	plan, err := image.PlanCreate(context.Background(), a.filename, image.CreateOptions{
-		Format: a.format, Size: a.size, SizeFromBacking: !a.hasSize && a.backing != "",
+		Secrets: &t.secrets,
+		Format:  a.format, Size: a.size, SizeFromBacking: !a.hasSize && a.backing != "",
 		Values: c.values, BackingFile: a.backing, BackingFormat: a.backingFormat, Unchecked: a.unchecked,
 	})
 	if err == nil && !a.hasSize && a.backing == "" {

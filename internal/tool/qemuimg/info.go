@@ -12,7 +12,7 @@ import (
 const infoSyntax = "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename"
 
 func (t *tool) info(args []string) int {
-	var opts image.InfoOptions
+	opts := image.InfoOptions{Secrets: &t.secrets}
 	long := []getopt.Long{longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce}
 	if t.extended() {
 		long = append(long, longUntrusted)

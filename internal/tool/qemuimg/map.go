@@ -48,7 +48,7 @@ func (t *tool) mapVerb(args []string) int {
 	if !ok || !t.resolve(&src) {
 		return exitFailed
 	}
-	im, err := image.Open(context.Background(), src.name, image.Options{Format: src.format, NoLock: c.noLock, Untrusted: c.untrusted})
+	im, err := image.Open(context.Background(), src.name, image.Options{Format: src.format, NoLock: c.noLock, Untrusted: c.untrusted, Secrets: &t.secrets})
 	if err != nil {
 		return t.failOpen(err)
 	}

@@ -72,13 +72,16 @@ type tool struct {
 	out    *bufio.Writer // on stdout
 	stderr io.Writer
 	outErr error // the first failed write to standard output
-	trace  tracing
+	// secrets are the keys of `--object secret`.
+	secrets secretStore
+	trace   tracing
 }
 
 // Main runs the tool. prog is the program's name for messages ("qemu-img",
 // "lamina img"), args the words behind it. It returns the exit status.
 func Main(prog string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	t := &tool{prog: prog, stdin: stdin, stdout: stdout, out: bufio.NewWriter(stdout), stderr: stderr}
+	defer t.secrets.wipe()
 	status := t.main(args)
 	t.flush()
 	if t.outErr != nil {

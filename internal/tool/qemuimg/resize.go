@@ -17,7 +17,7 @@ import (
 const resizeSyntax = "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] [--force-shrink] [--fix-gpt] filename [+ | -]size"
 
 func (t *tool) resize(args []string) int {
-	var opts image.ResizeOptions
+	opts := image.ResizeOptions{Secrets: &t.secrets}
 	// The size is taken off first: "-1G" is no option.
 	if len(args) < 3 {
 		return t.exit("Not enough arguments")

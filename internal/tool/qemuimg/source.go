@@ -1,6 +1,7 @@
 package qemuimg
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 
@@ -32,6 +33,10 @@ func (t *tool) resolve(s *source) bool {
 		t.errorf("Could not open '%s': Cannot find device='%s' nor node-name='%s'", s.name, s.name, s.name)
 		return false
 	}
+	if name, ok := withKeys(options); ok {
+		s.name = name
+		return true
+	}
 	name, format, err := image.FromBlockOptions(options)
 	if err != nil {
 		t.errorf("Could not open '%s': %v", s.name, err)
@@ -41,17 +46,15 @@ func (t *tool) resolve(s *source) bool {
 	return true
 }
 
-// object refuses `--object`: the objects are keys of encrypted images, which
-// are not supported, and to take one and not use it would be a lie.
-func (t *tool) object(arg string) bool {
-	kind, _, _ := strings.Cut(strings.TrimPrefix(arg, "qom-type="), ",")
-	switch kind {
-	case "secret", "secret_keyring", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "authz-list", "authz-simple", "authz-listfile", "iothread", "throttle-group":
-		t.errorf("--object %s: objects are not supported", arg)
-	default:
-		t.errorf("Parameter 'qom-type' does not accept value '%s'", kind)
+// withKeys returns the json: name of block options that name a key.
+func withKeys(options map[string]string) (string, bool) {
+	for k := range options {
+		if strings.HasSuffix(k, "key-secret") {
+			b, err := json.Marshal(options)
+			return "json:" + string(b), err == nil
+		}
 	}
-	return false
+	return "", false
 }
 
 // warnProbed says that a raw image that is written was not said to be raw.
