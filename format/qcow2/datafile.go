@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -74,6 +75,30 @@ func (img *Image) openData(ctx context.Context, opts format.OpenOptions) error {
 	img.data.end.Store(img.Size())
 	img.data.changed.Store(true) // by who made it, perhaps
 	return nil
+}
+
+// changeData returns header and extensions with another name of the data file
+// and without the promise that it is a raw image, as amend changes them; nil
+// leaves the one or the other. The data is not moved.
+func (img *Image) changeData(name *string, raw *bool) (header, []extension, error) {
+	h, exts := img.hdr, img.exts
+	switch {
+	case name != nil && !img.g.external:
+		return h, exts, unsupportedf("data-file can only be set for images that use an external data file")
+	case raw != nil && *raw && !img.rawData():
+		return h, exts, unsupportedf("data-file-raw cannot be set on existing images")
+	}
+	if name != nil {
+		var data []byte
+		if *name != "" {
+			data = []byte(*name)
+		}
+		exts = withExtension(exts, extDataFile, data)
+	}
+	if raw != nil && !*raw {
+		h.autoclear &^= autoclearRawData
+	}
+	return h, exts, nil
 }
 
 // read reads guest data; behind the end of the file it is zeros.
@@ -235,5 +260,31 @@ func resizeData(ctx context.Context, data block.Node, size int64, mode block.Pre
 	if !ok {
 		return fmt.Errorf("the data file cannot be resized to %d bytes: %w", size, block.ErrUnsupported)
 	}
-	return r.Resize(ctx, size, block.ResizeOptions{Prealloc: mode, AllowShrink: true})
+	old := data.Size()
+	err := r.Resize(ctx, size, block.ResizeOptions{Prealloc: mode, AllowShrink: true})
+	if errors.Is(err, block.ErrUnsupported) && (mode == block.PreallocFalloc || mode == block.PreallocFull) {
+		if err = r.Resize(ctx, size, block.ResizeOptions{}); err == nil {
+			err = fillZeros(ctx, data, old, size)
+		}
+	}
+	return err
+}
+
+// fillZeros writes zeros to [off, end) of a data file.
+func fillZeros(ctx context.Context, data block.Node, off, end int64) error {
+	w, ok := data.(block.Writer)
+	if !ok {
+		return block.ErrReadOnly
+	}
+	for off < end {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(end-off, int64(len(zeroBuffer)))
+		if _, err := w.WriteAt(zeroBuffer[:n], off); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,6 +50,9 @@ var geometryCases = []geometryCase{
 	{"64k-v3-16-backing", 4<<20 + 512, nil, 5 << 20},
 	{"64k-lazy-8", 4 << 20, map[string]string{"lazy_refcounts": "on", "refcount_bits": "8"}, 0},
 	{"64k-metadata-32", 4 << 20, map[string]string{"preallocation": "metadata", "refcount_bits": "32"}, 0},
+	{"512-data-backing", 300<<10 + 512, map[string]string{"cluster_size": "512", "data_file": "ext"}, 400 << 10},
+	{"64k-data", 4<<20 + 1536, map[string]string{"data_file": "ext", "lazy_refcounts": "on"}, 0},
+	{"4k-data-raw", 2<<20 + 512, map[string]string{"cluster_size": "4k", "data_file": "ext", "data_file_raw": "on"}, 0},
 	{"2M-v3-4-zstd", 12 << 20, map[string]string{"cluster_size": "2M", "refcount_bits": "4", "compression_type": "zstd"}, 0},
 }
 
@@ -68,6 +72,7 @@ type model struct {
 	img   *Image
 	want  []byte
 	back  []byte
+	ext   *memory.Disk // external data file, nil if the case has none
 	dir   string
 	ops   int
 	fixed bool // no reopening
@@ -86,6 +91,10 @@ func newModel(t testing.TB, c geometryCase, seed uint64) *model {
 		}
 		copy(m.want, m.back)
 		opts.BackingFile, opts.BackingFormat = "base.raw", "raw"
+	}
+	if c.values["data_file"] != "" {
+		m.ext = memory.NewFile()
+		opts.Data = m.ext
 	}
 	if err := (Driver{}).Create(context.Background(), m.file, c.size, opts); err != nil {
 		t.Fatal(err)
@@ -111,6 +120,9 @@ func (m *model) open() {
 	if m.c.backing > 0 {
 		opts.Opener = modelOpener{m.back}
 	}
+	if m.ext != nil {
+		opts.Opener = dataOpener{modelOpener{m.back}, m.ext}
+	}
 	n, err := (Driver{}).Open(context.Background(), m.file, opts)
 	if err != nil {
 		m.t.Fatalf("open after %d operations: %v", m.ops, err)
@@ -125,6 +137,9 @@ func (m *model) reopen() {
 		m.t.Fatalf("close after %d operations: %v", m.ops, err)
 	}
 	m.file = m.file.Reopen()
+	if m.ext != nil {
+		m.ext = m.ext.Reopen()
+	}
 	m.open()
 }
 
@@ -242,6 +257,12 @@ func (m *model) compressed(off int64) error {
 		}
 	}
 	err = m.img.WriteCompressed(p, off)
+	if m.ext != nil {
+		if !errors.Is(err, syscall.ENOTSUP) {
+			return fmt.Errorf("compressed write to a data file: %v", err)
+		}
+		return nil
+	}
 	if r.kind != clusterUnallocated && r.kind != clusterZeroPlain {
 		if !errors.Is(err, block.ErrUnsupported) {
 			return fmt.Errorf("compressed write over an allocated cluster: %v", err)
@@ -340,6 +361,9 @@ func (m *model) stock() qemutest.Check {
 			m.t.Fatal(err)
 		}
 	}
+	if m.ext != nil {
+		m.writeExternal(path, raw)
+	}
 	c := qemutest.CheckImage(m.t, "qcow2", path)
 	if c.Corruptions != 0 || c.CheckErrors != 0 {
 		m.t.Fatalf("stock check: %+v\n%s", c, qemutest.Run(m.t, "qemu-img", "check", path).Stdout)
@@ -375,3 +399,11 @@ func TestModel(t *testing.T) {
 }
 
 func (o modelOpener) OpenData(context.Context, string, bool) (block.Node, error) { return nil, nil }
+
+// dataOpener opens the same data file too.
+type dataOpener struct {
+	modelOpener
+	ext block.Node
+}
+
+func (o dataOpener) OpenData(context.Context, string, bool) (block.Node, error) { return o.ext, nil }
