@@ -57,8 +57,9 @@ var (
 // internal snapshots.
 const ErrSnapshotFormat = unsupported("an internal snapshot of an image of this format")
 
-// SnapshotError says which internal snapshot could not be opened.
+// SnapshotError says which internal snapshot could not be opened or changed.
 type SnapshotError struct {
+	Op       string // "open", "change"
 	Image    string
 	Format   string
 	Snapshot SnapshotRef
@@ -67,7 +68,7 @@ type SnapshotError struct {
 
 // Error names image, snapshot and cause.
 func (e *SnapshotError) Error() string {
-	return fmt.Sprintf("open snapshot %q of %s: %v", e.Snapshot, e.Image, e.Err)
+	return fmt.Sprintf("%s snapshot %q of %s: %v", e.Op, e.Snapshot, e.Image, e.Err)
 }
 
 // Unwrap returns the cause.
@@ -78,7 +79,7 @@ func (e *SnapshotError) Unwrap() error { return e.Err }
 // the Image, which was opened read-only. Errors are a *[SnapshotError].
 func (im *Image) OpenSnapshot(ctx context.Context, ref SnapshotRef) (block.Node, error) {
 	fail := func(err error) (block.Node, error) {
-		return nil, &SnapshotError{Image: im.layers[0].Name, Format: im.Format(), Snapshot: ref, Err: err}
+		return nil, &SnapshotError{Op: "open", Image: im.layers[0].Name, Format: im.Format(), Snapshot: ref, Err: err}
 	}
 	opener, ok := block.As[format.SnapshotOpener](im.Node())
 	if !ok {

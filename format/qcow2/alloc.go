@@ -88,7 +88,7 @@ func (img *Image) findFree(from, n int64) (first, count int64, err error) {
 		}
 		i = max(i, start+b.low)
 		scanned := i
-		for i < end && getRefcount(b.data, g.refcountOrder, i-start) != 0 {
+		for i < end && (getRefcount(b.data, g.refcountOrder, i-start) != 0 || img.refs.moving.holds(i)) {
 			i++
 		}
 		if scanned == start+b.low {
@@ -97,7 +97,7 @@ func (img *Image) findFree(from, n int64) (first, count int64, err error) {
 		if i == end {
 			continue
 		}
-		for first = i; i < end && i-first < n && getRefcount(b.data, g.refcountOrder, i-start) == 0; {
+		for first = i; i < end && i-first < n && getRefcount(b.data, g.refcountOrder, i-start) == 0 && !img.refs.moving.holds(i); {
 			i++
 		}
 		if g.maxOffset()>>g.clusterBits < i {
@@ -126,6 +126,7 @@ func (img *Image) newRefBlock(index, at int64) error {
 	img.putRefBlock(index, b)
 	img.refs.table[index] = refTableEntry(b.host)
 	img.refs.tableDirty.add(index, index+1)
+	img.refs.moving.placed(index)
 	img.meta.add(at, 1)
 	img.fileEnd = max(img.fileEnd, (at+1)<<g.clusterBits)
 	return img.addRefs(at, 1, 1)
@@ -195,6 +196,7 @@ func (img *Image) newTailBlocks(at int64, indexes []int64) error {
 		img.putRefBlock(index, b)
 		img.refs.table[index] = refTableEntry(b.host)
 		img.refs.tableDirty.add(index, index+1)
+		img.refs.moving.placed(index)
 	}
 	if err := img.take(at, int64(len(indexes))); err != nil {
 		return err

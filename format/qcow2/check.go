@@ -261,19 +261,7 @@ func (img *Image) reload() error {
 	defer img.wbMu.Unlock()
 	img.mu.Lock()
 	defer img.mu.Unlock()
-	b := make([]byte, int64(img.hdr.l1Size)*8)
-	if err := readPadded(img.file, b, int64(img.hdr.l1Offset)); err != nil {
-		return fmt.Errorf("read the L1 table again: %w", err)
-	}
-	img.l1, img.l1Dirty = decodeL1(b), span{}
-	img.l2 = newL2Cache(img.g)
-	img.openEnd = img.g.roundUp(img.file.Size())
-	img.fileEnd = img.openEnd
-	if err := img.readRefTable(); err != nil {
-		return err
-	}
-	img.noteMetadata()
-	return nil
+	return img.reloadTables()
 }
 
 // checkSnapshotTable reads the snapshot table and returns the number of

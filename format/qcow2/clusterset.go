@@ -1,6 +1,11 @@
 package qcow2
 
-import "math/bits"
+import (
+	"iter"
+	"maps"
+	"math/bits"
+	"slices"
+)
 
 // clusterSet is a set of host clusters by index, sparse: it takes memory where
 // it has members, a few words for each 64 clusters, wherever a damaged table
@@ -58,4 +63,31 @@ func wordMask(i, end int64) (mask uint64, next int64) {
 		mask &= 1<<(end&63) - 1
 	}
 	return mask, next
+}
+
+// runs iterates over the members as runs (first, n), in ascending order.
+func (s *clusterSet) runs() iter.Seq2[int64, int64] {
+	return func(yield func(first, n int64) bool) {
+		first, n := int64(0), int64(0)
+		for _, word := range slices.Sorted(maps.Keys(s.words)) {
+			for w := s.words[word]; w != 0; {
+				at := int64(bits.TrailingZeros64(w))
+				k := int64(bits.TrailingZeros64(^(w >> at)))
+				if word<<6+at != first+n {
+					if n > 0 && !yield(first, n) {
+						return
+					}
+					first, n = word<<6+at, 0
+				}
+				n += k
+				if at+k >= 64 {
+					break
+				}
+				w &^= 1<<(at+k) - 1
+			}
+		}
+		if n > 0 {
+			yield(first, n)
+		}
+	}
 }

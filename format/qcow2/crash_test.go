@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/lamina-vm/lamina/block"
@@ -23,12 +24,14 @@ type crashRun struct {
 	// versions holds the content after each operation; at says how many
 	// events there were then, flushed which operations were flushes.
 	versions [][]byte
+	snaps    [][]modelSnapshot
 	at       []int
 	flushed  []bool
 }
 
 func recordRun(t *testing.T, c geometryCase, seed uint64) *crashRun {
 	m := newModel(t, c, seed)
+	m.keeps = 6
 	if err := m.img.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -38,10 +41,10 @@ func recordRun(t *testing.T, c geometryCase, seed uint64) *crashRun {
 	m.img = run.open(t, run.rec)
 	run.note(true)
 	for range crashOps {
-		size := len(m.want)
+		size, snaps := len(m.want), m.changes
 		m.step()
-		if len(m.want) != size {
-			run.note(true) // a change of the size is durable
+		if len(m.want) != size || m.changes != snaps {
+			run.note(true) // changes of the size and of snapshots are durable
 			continue
 		}
 		if m.r.IntN(6) == 0 {
@@ -62,6 +65,7 @@ func recordRun(t *testing.T, c geometryCase, seed uint64) *crashRun {
 
 func (run *crashRun) note(flushed bool) {
 	run.versions = append(run.versions, append([]byte(nil), run.m.want...))
+	run.snaps = append(run.snaps, slices.Clone(run.m.snaps))
 	run.at = append(run.at, run.rec.Len())
 	run.flushed = append(run.flushed, flushed)
 }
@@ -90,7 +94,7 @@ func (run *crashRun) check(n int, disk *memory.Disk) error {
 		return fmt.Errorf("open: %w", err)
 	}
 	img := node.(*Image)
-	if err := requireRefcounts(img); err != nil {
+	if err := requireSound(disk, run.m.opener()); err != nil {
 		return err
 	}
 	// The last flush before n, and the operation that was going on at n.
@@ -103,6 +107,9 @@ func (run *crashRun) check(n int, disk *memory.Disk) error {
 			last = i
 			break
 		}
+	}
+	if err := requireSnapshots(disk, run.m.opener(), run.snaps[first:last+1]); err != nil {
+		return fmt.Errorf("operations %d to %d: %w", first, last, err)
 	}
 	allowed := run.versions[first : last+1]
 	got := make([]byte, img.Size())
@@ -121,6 +128,27 @@ func (run *crashRun) check(n int, disk *memory.Disk) error {
 		if !ok {
 			return fmt.Errorf("byte %d is %#x, neither flushed nor written since (operations %d to %d)", i, b, first, last)
 		}
+	}
+	return nil
+}
+
+// requireSound fails unless a check finds no error. Leaks are allowed; of an
+// image that was not closed with lazy refcounts only the repair is.
+func requireSound(disk *memory.Disk, opener format.Opener) error {
+	n, err := Driver{}.Open(context.Background(), disk.ReadOnly(), format.OpenOptions{ForCheck: true, Opener: opener})
+	if err != nil {
+		return err
+	}
+	img := n.(*Image)
+	var lines []string
+	res, err := img.Check(context.Background(), block.CheckOptions{Report: func(line string) { lines = append(lines, line) }})
+	switch {
+	case err != nil:
+		return err
+	case img.hdr.incompat&incompatDirty != 0:
+		return nil
+	case res.Corruptions+res.CheckErrors > 0:
+		return fmt.Errorf("check: %+v\n%s", res, excerpt(lines))
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"fmt"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
 )
@@ -31,3 +32,14 @@ func unsupportedf(format string, args ...any) error {
 func couldNotRead(what string, err error) error {
 	return &stockError{fmt.Sprintf("Could not read %s: %v", what, err), err}
 }
+
+// errnoError is an error with the system's number that stock QEMU has for the
+// same cause.
+type errnoError struct {
+	text     string
+	sentinel error
+	errno    syscall.Errno
+}
+
+func (e *errnoError) Error() string   { return e.text }
+func (e *errnoError) Unwrap() []error { return []error{e.sentinel, e.errno} }

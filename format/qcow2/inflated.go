@@ -61,3 +61,12 @@ func (c *inflatedCache) drop(e l2Entry) {
 		}
 	}
 }
+
+// clear forgets all clusters.
+func (c *inflatedCache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.entries {
+		c.entries[i].entry = 0
+	}
+}

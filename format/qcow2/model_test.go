@@ -76,6 +76,11 @@ type model struct {
 	dir   string
 	ops   int
 	fixed bool // no reopening
+	// keeps is one in how many steps makes, applies or deletes a snapshot, 0
+	// for none; snaps are all of them then.
+	keeps   int
+	snaps   []modelSnapshot
+	changes int // of the snapshots, or by one
 }
 
 func newModel(t testing.TB, c geometryCase, seed uint64) *model {
@@ -159,6 +164,10 @@ func (m *model) span() (int64, int64) {
 func (m *model) step() {
 	m.t.Helper()
 	m.ops++
+	if m.keeps > 0 && m.r.IntN(m.keeps) == 0 {
+		m.snapshotStep()
+		return
+	}
 	off, n := m.span()
 	var err error
 	op := ""
@@ -304,7 +313,11 @@ func (m *model) resize() error {
 	if size > int64(len(m.want)) && m.r.IntN(4) == 0 {
 		opts.Prealloc = []block.Preallocation{block.PreallocMetadata, block.PreallocFalloc, block.PreallocFull}[m.r.IntN(3)]
 	}
-	if err := m.img.Resize(context.Background(), size, opts); err != nil {
+	err := m.img.Resize(context.Background(), size, opts)
+	if m.img.version < 3 && len(m.snaps) > 0 && errors.Is(err, block.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	if size <= int64(len(m.want)) {
@@ -369,6 +382,9 @@ func (m *model) stock() qemutest.Check {
 		m.t.Fatalf("stock check: %+v\n%s", c, qemutest.Run(m.t, "qemu-img", "check", path).Stdout)
 	}
 	qemutest.RequireSame(m.t, "qcow2", path, "raw", raw)
+	if m.keeps > 0 {
+		m.verifySnapshots(path)
+	}
 	return c
 }
 
@@ -378,6 +394,7 @@ func TestModel(t *testing.T) {
 	for _, c := range geometryCases {
 		t.Run(c.name, func(t *testing.T) {
 			m := newModel(t, c, seed)
+			m.keeps = 30
 			ops := 1200
 			if m.img.ClusterSize() > 1<<20 {
 				ops = 400 // each moves megabytes

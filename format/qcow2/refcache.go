@@ -1,6 +1,11 @@
 package qcow2
 
-import "fmt"
+import (
+	"fmt"
+	"syscall"
+
+	"github.com/lamina-vm/lamina/block"
+)
 
 // refCacheBytes bounds the refcount blocks kept in memory, as far as they are
 // written back: 16 MiB count 512 GiB of image with 64 KiB and 16 bits.
@@ -15,6 +20,7 @@ type refcounts struct {
 	hint       int64               // every cluster below is in use
 	limit      int                 // blocks to keep
 	need       int64               // entries that an allocation lacked
+	moving     *movingBlocks       // nil unless a rewrite is going on
 }
 
 // refBlock is a refcount block in memory.
@@ -124,12 +130,14 @@ func (img *Image) addRefs(first, n int64, delta int) error {
 			if dry {
 				continue
 			}
+			img.refs.willChange(i >> g.refBlockBits())
 			setRefcount(b.data, g.refcountOrder, in, v+uint64(int64(delta)))
 			b.touch(g.refcountOrder, in)
 			switch {
 			case delta < 0 && v == 1:
 				b.free, b.low = b.free+1, min(b.low, in)
 				img.refs.hint = min(img.refs.hint, i)
+				img.refs.moving.free(i)
 				if img.pack.cluster(g) == i {
 					img.pack = packCursor{} // somebody else may take it now
 				}
@@ -142,4 +150,7 @@ func (img *Image) addRefs(first, n int64, delta int) error {
 }
 
 // errRefcountFull: the width of the refcounts does not allow another reference.
-var errRefcountFull = unsupportedf("refcount is at its largest value: the refcount width of the image is too small")
+var errRefcountFull error = &errnoError{
+	"refcount is at its largest value: the refcount width of the image is too small: use amend to make it larger",
+	block.ErrUnsupported, syscall.EINVAL,
+}

@@ -61,6 +61,9 @@ func (img *Image) resize(ctx context.Context, size int64, opts block.ResizeOptio
 // reads as zeros.
 func (img *Image) grow(ctx context.Context, size int64, mode block.Preallocation) error {
 	old := img.Size()
+	if err := img.dropState(ctx); err != nil {
+		return err
+	}
 	if err := img.growL1(img.g.l1EntriesFor(size)); err != nil {
 		return err
 	}
@@ -85,6 +88,27 @@ func (img *Image) grow(ctx context.Context, size int64, mode block.Preallocation
 		}
 	}
 	return img.storeSize(size)
+}
+
+// dropState unlinks what the L1 table has behind the disk: the state of a
+// machine, which a snapshot that was gone back to left there and which would
+// show in the larger disk. The snapshot keeps it.
+func (img *Image) dropState(ctx context.Context) error {
+	for index := img.g.l1EntriesFor(img.Size()); index < int64(len(img.l1)); index++ {
+		if img.l1[index].l2Table() == 0 {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := img.relieve(); err != nil {
+			return err
+		}
+		if err := img.dropEntries(index*img.g.l2Span(), img.g.l2Entries(), true); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // clearTail makes what the disk's last cluster holds behind the old end, up to

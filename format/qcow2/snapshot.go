@@ -9,6 +9,10 @@ import (
 // snapshotFixed is the size of the fixed part of a snapshot table entry.
 const snapshotFixed = 40
 
+// snapshotExtra is the size of the extra data that is known: the size of the
+// machine's state, the disk's size, and the instruction count.
+const snapshotExtra = 24
+
 // maxSnapshotExtra bounds the extra data of an entry, as QEMU does.
 const maxSnapshotExtra = 1024
 
@@ -100,4 +104,59 @@ func (s snapshot) info(size int64) format.Snapshot {
 		f.DiskSize = size
 	}
 	return f
+}
+
+// complete returns the snapshot with all extra data that is known, as stock
+// QEMU completes every entry when it writes the table. size is the disk's,
+// which old entries do not record.
+func (s snapshot) complete(size int64) snapshot {
+	if len(s.extra) < 16 {
+		s.diskSize = uint64(size)
+	}
+	extra := make([]byte, max(len(s.extra), snapshotExtra))
+	copy(extra, s.extra)
+	be := binary.BigEndian
+	be.PutUint64(extra, s.vmStateSize)
+	be.PutUint64(extra[8:], s.diskSize)
+	be.PutUint64(extra[16:], s.icount)
+	s.extra = extra
+	return s
+}
+
+// tableBytes returns the bytes of the entry, without what aligns the next one.
+func (s snapshot) tableBytes() int64 {
+	return int64(snapshotFixed + max(len(s.extra), snapshotExtra) + len(s.id) + len(s.name))
+}
+
+// snapshotTableSize returns the bytes of a table as encodeSnapshots writes it.
+func snapshotTableSize(list []snapshot) int64 {
+	n := int64(0)
+	for _, s := range list {
+		n = (n+7)&^7 + s.tableBytes()
+	}
+	return n
+}
+
+// encodeSnapshots returns the table of snapshots, all of which are complete.
+func encodeSnapshots(list []snapshot) []byte {
+	be := binary.BigEndian
+	b := make([]byte, 0, snapshotTableSize(list)+8)
+	for _, s := range list {
+		b = append(b, make([]byte, -len(b)&7)...)
+		b = be.AppendUint64(b, uint64(s.l1Offset))
+		b = be.AppendUint32(b, s.l1Size)
+		b = be.AppendUint16(b, uint16(len(s.id)))
+		b = be.AppendUint16(b, uint16(len(s.name)))
+		b = be.AppendUint32(b, s.dateSec)
+		b = be.AppendUint32(b, s.dateNsec)
+		b = be.AppendUint64(b, s.vmClockNsec)
+		small := uint32(0) // one that does not fit is in the extra data only
+		if s.vmStateSize < 1<<32 {
+			small = uint32(s.vmStateSize)
+		}
+		b = be.AppendUint32(b, small)
+		b = be.AppendUint32(b, uint32(len(s.extra)))
+		b = append(append(append(b, s.extra...), s.id...), s.name...)
+	}
+	return b
 }

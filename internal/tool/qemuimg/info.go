@@ -116,14 +116,19 @@ func (t *tool) printInfo(i image.Info) {
 		}
 	}
 	if len(i.Snapshots) > 0 {
-		t.printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
-		for _, s := range i.Snapshots {
-			t.printSnapshot(s)
-		}
+		t.printSnapshots(i.Snapshots)
 	}
 	if len(i.Specific) > 0 {
 		t.printf("Format specific information:\n")
 		t.printFields(i.Specific, "    ")
+	}
+}
+
+// printSnapshots lists snapshots.
+func (t *tool) printSnapshots(list []format.Snapshot) {
+	t.printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
+	for _, s := range list {
+		t.printSnapshot(s)
 	}
 }
 

@@ -1,7 +1,158 @@
 package qemuimg
 
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/getopt"
+)
+
 const snapshotSyntax = "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename"
 
+// snapshotArgs is the command line of snapshot.
+type snapshotArgs struct {
+	src    source
+	opts   image.SnapshotOptions
+	action rune // of the option, 0 if there was none
+	name   string
+}
+
 func (t *tool) snapshot(args []string) int {
-	return t.exit("Command not supported yet: %s", args[0])
+	var a snapshotArgs
+	p := getopt.New(args, ":la:c:d:hqU", []getopt.Long{longHelp, longObject, longImageOpts, longForce})
+	for o, err := range p.All() {
+		if err != nil {
+			return t.badOption(err)
+		}
+		switch o.Val {
+		case 'h':
+			return t.help()
+		case 'l', 'a', 'c', 'd':
+			if a.action != 0 {
+				return t.exit("Cannot mix '-l', '-a', '-c', '-d'")
+			}
+			a.action, a.name = rune(o.Val), o.Arg
+		case 'q': // there is nothing to be quiet about
+		case 'U':
+			a.opts.NoLock = true
+		case optObject:
+			if !t.object(o.Arg) {
+				return exitFailed
+			}
+		case optImageOpts:
+			a.src.imageOpts = true
+		}
+	}
+	rest := p.Rest()
+	if len(rest) != 1 {
+		return t.exit("Expecting one image file name")
+	}
+	a.src.name = rest[0]
+	if !t.resolve(&a.src) {
+		return exitFailed
+	}
+	a.opts.Format = a.src.format
+	return t.runSnapshot(a)
+}
+
+func (t *tool) runSnapshot(a snapshotArgs) int {
+	ctx := context.Background()
+	if a.action == 'l' {
+		return t.listSnapshots(ctx, a)
+	}
+	if a.opts.NoLock {
+		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.src.name)
+		return exitFailed
+	}
+	a.opts.Opened = func(probedRaw bool) {
+		if probedRaw {
+			t.warnProbed(a.src.name)
+		}
+	}
+	var err error
+	switch a.action {
+	case 'c':
+		_, err = image.CreateSnapshot(ctx, a.src.name, a.name[:min(len(a.name), format.MaxSnapshotName)], a.opts)
+	case 'a':
+		err = image.ApplySnapshot(ctx, a.src.name, image.SnapshotRef{IDOrName: a.name}, a.opts)
+	case 'd':
+		// By name alone: an ID does not find a snapshot to delete.
+		err = image.DeleteSnapshot(ctx, a.src.name, image.SnapshotRef{Name: &a.name}, a.opts)
+	default:
+		err = image.OpenForSnapshots(ctx, a.src.name, a.opts)
+	}
+	if err != nil {
+		return t.failSnapshot(a, err)
+	}
+	return exitOK
+}
+
+func (t *tool) listSnapshots(ctx context.Context, a snapshotArgs) int {
+	list, err := image.ListSnapshots(ctx, a.src.name, a.opts)
+	if err != nil {
+		return t.failOpen(err)
+	}
+	if len(list) > 0 {
+		t.printSnapshots(list)
+	}
+	return exitOK
+}
+
+// failSnapshot reports in the stock tool's words what could not be done.
+func (t *tool) failSnapshot(a snapshotArgs, err error) int {
+	var snap *image.SnapshotError
+	if !errors.As(err, &snap) {
+		return t.failOpen(err)
+	}
+	none := errors.Is(snap.Err, image.ErrSnapshotFormat)
+	missing := errors.Is(snap.Err, image.ErrNoSnapshot)
+	switch {
+	case a.action == 'c':
+		n := snapshotErrno(snap.Err)
+		t.errorf("Could not create snapshot '%s': %d (%s)", a.name, -int(n), errnoText(n))
+	case a.action == 'a' && none:
+		t.errorf("Could not apply snapshot '%s': Block driver does not support snapshots", a.name)
+	case a.action == 'a':
+		if s := reportedBefore(snap.Err); s != "" {
+			t.stderrf("%s\n", s)
+		}
+		n := snapshotErrno(snap.Err)
+		if missing {
+			n = syscall.ENOENT
+		}
+		t.errorf("Could not apply snapshot '%s': Failed to load snapshot: %s", a.name, errnoText(n))
+	case missing, none:
+		t.errorf("Could not delete snapshot '%s': snapshot not found", a.name)
+	default:
+		t.errorf("Could not delete snapshot '%s': %s", a.name, reasonText(snap.Err))
+	}
+	return exitFailed
+}
+
+// snapshotErrno is the system's number that the stock tool has for an error.
+func snapshotErrno(err error) syscall.Errno {
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &errno):
+		return errno
+	case errors.Is(err, block.ErrUnsupported):
+		return syscall.ENOTSUP
+	case errors.Is(err, block.ErrCorrupt):
+		return syscall.EIO
+	}
+	return syscall.EINVAL
+}
+
+// reportedBefore is what the stock tool says in a message of its own.
+func reportedBefore(err error) string {
+	var errno syscall.Errno
+	if errors.Is(err, block.ErrUnsupported) && !errors.As(err, &errno) {
+		return fmt.Sprint(err)
+	}
+	return ""
 }
