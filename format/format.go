@@ -150,7 +150,7 @@ type Info struct {
 
 // InfoField is one line of "Format specific information". Name is the text
 // form ("refcount bits"), Key the JSON form ("refcount-bits"); Value is a
-// string, bool, int64 or []InfoField.
+// string, bool, int64, []InfoField, or []any of these.
 type InfoField struct {
 	Name, Key string
 	Value     any

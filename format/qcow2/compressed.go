@@ -48,6 +48,7 @@ func (img *Image) writeCompressed(p []byte, off int64) error {
 	if err := img.begin(); err != nil {
 		return err
 	}
+	defer img.noteDirty(off, n)
 	if err := img.relieve(); err != nil {
 		return err
 	}

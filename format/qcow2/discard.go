@@ -17,6 +17,7 @@ func (img *Image) Discard(off, n int64) error {
 	if err := img.begin(); err != nil {
 		return img.fail("discard", err)
 	}
+	defer img.noteDirty(off, n)
 	hold := img.lockBytes(first, last-first, true)
 	defer img.guest.unlock(hold)
 	for at := first; at < last; {

@@ -83,13 +83,17 @@ func TestSnapshotsKept(t *testing.T) {
 }
 
 // TestAutoclear holds that the first change, and only a change, clears the
-// autoclear bits, and leaves the extension where it is.
+// autoclear bits that we do not know, and keeps that of the bitmaps.
 func TestAutoclear(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
 	qemutest.Img(t, "create", "-q", "-f", "qcow2", path, "1M")
 	qemutest.Img(t, "bitmap", "--add", path, "b0")
 	before, err := os.ReadFile(path)
 	if err != nil {
+		t.Fatal(err)
+	}
+	before[offAutoclear] |= 0x80
+	if err := os.WriteFile(path, before, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	img, err := openFile(path, true)
@@ -115,11 +119,8 @@ func TestAutoclear(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v := binary.BigEndian.Uint64(after[88:]); v != 0 {
+	if v := binary.BigEndian.Uint64(after[offAutoclear:]); v != autoclearBitmaps {
 		t.Errorf("autoclear features are %#x after a write", v)
-	}
-	if !bytes.Equal(before[headerLenV3:4096], after[headerLenV3:4096]) {
-		t.Error("the extensions changed")
 	}
 	if c := qemutest.CheckImage(t, "qcow2", path); c.Corruptions != 0 || c.CheckErrors != 0 {
 		t.Errorf("stock check: %+v", c)

@@ -60,10 +60,12 @@ func (img *Image) finish() error {
 	if err := img.refuse.Load(); err != nil {
 		return img.markCorrupt(*err)
 	}
-	if img.clean() {
-		return nil
+	if !img.clean() {
+		if err := img.writeback(true); err != nil {
+			return err
+		}
 	}
-	if err := img.writeback(true); err != nil {
+	if err := img.storeBitmaps(); err != nil {
 		return err
 	}
 	img.wbMu.Lock()
@@ -111,12 +113,14 @@ func (img *Image) clean() bool {
 
 // begin runs before every change. The first time it clears the autoclear
 // features, which say that something is consistent which we do not maintain,
-// and sets the dirty bit of an image with lazy refcounts, under which the
-// refcounts on disk need not be true.
+// says of the bitmaps that they are in use, and sets the dirty bit of an image
+// with lazy refcounts, under which the refcounts on disk need not be true.
 func (img *Image) begin() error {
 	if img.begun.Load() {
 		return nil
 	}
+	img.bitmaps.mu.Lock()
+	defer img.bitmaps.mu.Unlock()
 	img.wbMu.Lock()
 	defer img.wbMu.Unlock()
 	if img.begun.Load() {
@@ -125,19 +129,25 @@ func (img *Image) begin() error {
 	if img.overlap != nil {
 		return img.refuseWrites(img.overlap)
 	}
+	marked := img.bitmaps.marked
+	if err := img.markBitmaps(); err != nil {
+		return err
+	}
 	img.mu.Lock()
 	h := img.hdr
 	lazy := h.compat&compatLazyRefcounts != 0 && h.version >= 3
 	if lazy {
 		h.incompat |= incompatDirty
 	}
-	h.autoclear &= autoclearRawData // which we maintain
+	h.autoclear &= autoclearHandled
 	changed := h.incompat != img.hdr.incompat || h.autoclear != img.hdr.autoclear
 	img.mu.Unlock()
 	if changed {
 		if err := img.writeMeta(h.fields(), 0); err != nil {
 			return err
 		}
+	}
+	if changed || marked != img.bitmaps.marked {
 		if err := img.barrier(); err != nil {
 			return err
 		}
@@ -145,6 +155,7 @@ func (img *Image) begin() error {
 	img.mu.Lock()
 	img.hdr.incompat, img.hdr.autoclear, img.lazy = h.incompat, h.autoclear, lazy
 	img.mu.Unlock()
+	img.bitmaps.retrack()
 	img.begun.Store(true)
 	return nil
 }

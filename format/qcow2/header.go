@@ -51,6 +51,9 @@ const compatLazyRefcounts = 1 << 0
 const (
 	autoclearBitmaps = 1 << 0 // the bitmaps extension is consistent
 	autoclearRawData = 1 << 1 // the external data file is a raw image
+
+	// autoclearHandled are the ones that this driver keeps true.
+	autoclearHandled = autoclearBitmaps | autoclearRawData
 )
 
 // Compression types.

@@ -17,9 +17,10 @@ import (
 //     the mapping (allocating writes, zeroing, discarding) holds it alone. So
 //     nobody ever looks at a cluster that is being replaced, and a freed host
 //     cluster has no reader left.
-//  2. wbMu: one writeback at a time. Everything that writes metadata to the
+//  2. bitmaps.mu, over the dirty bitmaps in memory and in the file.
+//  3. wbMu: one writeback at a time. Everything that writes metadata to the
 //     file holds it.
-//  3. mu: the tables in memory. It is never held during guest data I/O,
+//  4. mu: the tables in memory. It is never held during guest data I/O,
 //     compression or barriers; it is held while a table is read from the file.
 type Image struct {
 	file   block.Node
@@ -45,6 +46,8 @@ type Image struct {
 	refuse atomic.Pointer[error] // set where writing has become impossible
 
 	guest rangeLock
+
+	bitmaps bitmapSet // has its own lock
 
 	wbMu sync.Mutex
 

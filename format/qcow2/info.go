@@ -11,6 +11,7 @@ func (img *Image) ImageInfo() (format.Info, error) {
 	if img.closed.Load() {
 		return format.Info{}, img.fail("info", block.ErrClosed)
 	}
+	bitmaps := img.bitmapFields() // their lock comes first
 	img.mu.RLock()
 	defer img.mu.RUnlock()
 	h := &img.hdr
@@ -36,6 +37,9 @@ func (img *Image) ImageInfo() (format.Info, error) {
 		field("compat", "compat", "1.1")
 		field("compression type", "compression-type", compression)
 		field("lazy refcounts", "lazy-refcounts", h.compat&compatLazyRefcounts != 0)
+		if len(bitmaps) > 0 {
+			field("bitmaps", "bitmaps", bitmaps)
+		}
 		field("refcount bits", "refcount-bits", int64(img.g.refcountBits()))
 		if img.data.name != "" {
 			field("data file", "data-file", img.data.name)
@@ -50,4 +54,28 @@ func (img *Image) ImageInfo() (format.Info, error) {
 		info.Snapshots = append(info.Snapshots, s.info(img.Size()))
 	}
 	return info, nil
+}
+
+// bitmapFields describes the bitmaps as the file has them: those that are
+// being written are in use.
+func (img *Image) bitmapFields() []any {
+	s := &img.bitmaps
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []any
+	for _, b := range s.list {
+		flags := []any{}
+		if b.broken || s.marked {
+			flags = append(flags, "in-use")
+		}
+		if b.enabled {
+			flags = append(flags, "auto")
+		}
+		list = append(list, []format.InfoField{
+			{Name: "flags", Key: "flags", Value: flags},
+			{Name: "name", Key: "name", Value: b.name},
+			{Name: "granularity", Key: "granularity", Value: int64(1) << b.shift},
+		})
+	}
+	return list
 }

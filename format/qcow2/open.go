@@ -51,6 +51,9 @@ func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image
 	if err := img.readTables(opts); err != nil {
 		return nil, err
 	}
+	if err := img.openBitmaps(opts); err != nil {
+		return nil, err
+	}
 	if img.wr != nil {
 		img.noteMetadata()
 	}
@@ -227,6 +230,7 @@ func (img *Image) noteMetadata() {
 	for _, s := range img.snapshots {
 		table(s.l1Offset, int64(s.l1Size)*8)
 	}
+	table(img.bitmaps.header.directoryOffset, int64(img.bitmaps.header.directorySize))
 }
 
 // openOthers opens the external data file and the backing file.

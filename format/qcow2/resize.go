@@ -48,9 +48,13 @@ func (img *Image) resize(ctx context.Context, size int64, opts block.ResizeOptio
 	case size < old && opts.Prealloc != block.PreallocOff:
 		return unsupportedf("Preallocation can't be used for shrinking an image")
 	}
+	if err := img.bitmapsResizable(); err != nil {
+		return err
+	}
 	if err := img.begin(); err != nil {
 		return err
 	}
+	defer img.resizeBitmaps()
 	if size < old {
 		return img.shrink(ctx, size)
 	}

@@ -18,6 +18,7 @@ func (img *Image) WriteAt(p []byte, off int64) (int, error) {
 	if err := img.begin(); err != nil {
 		return 0, img.fail("write", err)
 	}
+	defer img.noteDirty(off, int64(len(p)))
 	done, err := img.writeInPlace(p, off)
 	if err != nil {
 		return 0, img.fail("write", err)

@@ -22,6 +22,7 @@ func (img *Image) WriteZeroes(off, n int64, flags block.ZeroFlags) error {
 	if err := img.begin(); err != nil {
 		return img.fail("zero", err)
 	}
+	defer img.noteDirty(off, n)
 	hold := img.lockBytes(off, n, true)
 	defer img.guest.unlock(hold)
 	zero := img.zeroRange

@@ -145,13 +145,24 @@ func (t *tool) printSnapshot(s format.Snapshot) {
 
 func (t *tool) printFields(fields []format.InfoField, indent string) {
 	for _, f := range fields {
-		switch v := f.Value.(type) {
-		case []format.InfoField:
-			t.printf("%s%s:\n", indent, f.Name)
-			t.printFields(v, indent+"    ")
-		default:
-			t.printf("%s%s: %v\n", indent, f.Name, v)
+		t.printField(f.Name, f.Value, indent)
+	}
+}
+
+// printField prints one field; the elements of a list are fields named by
+// their number.
+func (t *tool) printField(name string, value any, indent string) {
+	switch v := value.(type) {
+	case []format.InfoField:
+		t.printf("%s%s:\n", indent, name)
+		t.printFields(v, indent+"    ")
+	case []any:
+		t.printf("%s%s:\n", indent, name)
+		for i, e := range v {
+			t.printField("["+formatInt(int64(i))+"]", e, indent+"    ")
 		}
+	default:
+		t.printf("%s%s: %v\n", indent, name, v)
 	}
 }
 
@@ -207,11 +218,21 @@ func snapshotJSON(s format.Snapshot) object {
 func fieldsJSON(fields []format.InfoField) object {
 	var o object
 	for _, f := range fields {
-		if sub, ok := f.Value.([]format.InfoField); ok {
-			o.add(f.Key, fieldsJSON(sub))
-		} else {
-			o.add(f.Key, f.Value)
-		}
+		o.add(f.Key, fieldJSON(f.Value))
 	}
 	return o
+}
+
+func fieldJSON(value any) any {
+	switch v := value.(type) {
+	case []format.InfoField:
+		return fieldsJSON(v)
+	case []any:
+		list := make([]any, len(v))
+		for i, e := range v {
+			list[i] = fieldJSON(e)
+		}
+		return list
+	}
+	return value
 }
