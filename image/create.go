@@ -258,7 +258,7 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 			made.undo()
 		}
 	}()
-	if err := empty(ctx, node, f); err != nil {
+	if err := p.empty(ctx, node, f); err != nil {
 		return err
 	}
 	data, err := p.createData(ctx, &made, &opts)
@@ -345,8 +345,8 @@ func createFile(path string, growable bool) (*file.File, madeFile, error) {
 }
 
 // empty drops the content of file f, whose bytes are node's. A block device
-// keeps it.
-func empty(ctx context.Context, node block.Node, f *file.File) error {
+// keeps it. The old header must not be found before the new tables.
+func (p *CreatePlan) empty(ctx context.Context, node block.Node, f *file.File) error {
 	if f.IsDevice() || f.Size() == 0 {
 		return nil
 	}
@@ -354,7 +354,18 @@ func empty(ctx context.Context, node block.Node, f *file.File) error {
 	if !ok {
 		return fmt.Errorf("make %s empty: %w", f.Name(), block.ErrUnsupported)
 	}
-	return r.Resize(ctx, 0, block.ResizeOptions{AllowShrink: true})
+	if err := r.Resize(ctx, 0, block.ResizeOptions{AllowShrink: true}); err != nil {
+		return err
+	}
+	if w, ok := block.As[block.Writer](node); ok && p.safe() {
+		return w.Flush()
+	}
+	return nil
+}
+
+// safe says whether the new image must outlive a power loss at any instant.
+func (p *CreatePlan) safe() bool {
+	return !p.opts.unsafe && (p.opts.Fill || !p.opts.NoFlush)
 }
 
 // undo removes a file that was not there before, and empties one that was:

@@ -109,7 +109,7 @@ func (p *CreatePlan) createData(ctx context.Context, made *madeFile, opts *forma
 	made.data = &madeData
 	opts.Data = underlay.Node(ctx, p.data, f)
 	opts.Values["data_file"] = p.data
-	if err := empty(ctx, opts.Data, f); err != nil {
+	if err := p.empty(ctx, opts.Data, f); err != nil {
 		_ = opts.Data.Close()
 		return newData{}, err
 	}

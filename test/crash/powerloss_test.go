@@ -1,0 +1,102 @@
+package crash
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// cases are the verbs that write, each over the mixes that it can do.
+func cases() []verbCase {
+	var out []verbCase
+	for _, mix := range mixes {
+		out = append(out, createCases(mix)...)
+		out = append(out, convertCases(mix)...)
+		out = append(out, resizeCases(mix)...)
+	}
+	return append(out, rawCases()...)
+}
+
+func createCases(mix string) []verbCase {
+	size := diskSize(mix)
+	image := qcow2("a")
+	return []verbCase{
+		{verb: "create", lines: fmt.Sprintf("create -q -f qcow2 -o %s @a %d", mix, size), see: []watched{{image, target}}},
+		{verb: "create", lines: fmt.Sprintf("create -q -f qcow2 -o %s,preallocation=metadata @a %d", mix, size), see: []watched{{image, target}}},
+		{verb: "create", // over an image
+			setup: fmt.Sprintf("create -q -f qcow2 -o %s @a %d", mix, size), fills: []imageFile{image},
+			lines: fmt.Sprintf("create -q -f qcow2 -o %s @a %d", mix, size+4096), see: []watched{{image, target}}},
+	}
+}
+
+func convertCases(mix string) []verbCase {
+	size := diskSize(mix)
+	setup := fmt.Sprintf("create -q -f raw @src %d", size)
+	src, dst := imageFile{"src", "raw"}, qcow2("dst")
+	in := fmt.Sprintf("create -q -f qcow2 -o %s @dst %d", mix, size+8192)
+	var out []verbCase
+	for _, flags := range []string{"", "-c ", "-W ", "-S 0 "} {
+		out = append(out,
+			verbCase{verb: "convert", setup: setup, fills: []imageFile{src},
+				lines: fmt.Sprintf("convert -t writeback -f raw -O qcow2 %s-o %s @src @dst", flags, mix), see: []watched{{src, oldOrNew}, {dst, target}}},
+			verbCase{verb: "convert -n", setup: setup + ";" + in, fills: []imageFile{src, dst},
+				lines: fmt.Sprintf("convert -n -t writeback -f raw -O qcow2 %s@src @dst", flags), see: []watched{{src, oldOrNew}, {dst, refilled}}})
+	}
+	return out
+}
+
+func resizeCases(mix string) []verbCase {
+	size := diskSize(mix)
+	setup := fmt.Sprintf("create -q -f qcow2 -o %s @a %d", mix, size)
+	var out []verbCase
+	for _, to := range []string{
+		fmt.Sprint(2 * size), "--preallocation=metadata " + fmt.Sprint(size+40960), fmt.Sprint(40 * size),
+		"--shrink " + fmt.Sprint(size/2-512), "--shrink 512",
+	} {
+		flags, args := "", to
+		if i := len(to) - len(lastWord(to)); i > 0 {
+			flags, args = to[:i], to[i:]
+		}
+		out = append(out, verbCase{verb: "resize", setup: setup, fills: []imageFile{qcow2("a")},
+			lines: fmt.Sprintf("resize -q -f qcow2 %s@a %s", flags, args), see: []watched{{qcow2("a"), resized}}})
+	}
+	return out
+}
+
+func lastWord(s string) string {
+	for i := len(s) - 1; i >= 0; i-- {
+		if s[i] == ' ' {
+			return s[i+1:]
+		}
+	}
+	return s
+}
+
+func rawCases() []verbCase {
+	src, dst := imageFile{"src", "raw"}, imageFile{"dst", "raw"}
+	setup := "create -q -f raw @src 70k"
+	return []verbCase{
+		{verb: "create", lines: "create -q -f raw @dst 40k", see: []watched{{dst, target}}},
+		{verb: "convert", setup: setup, fills: []imageFile{src}, lines: "convert -t writeback -f raw -O raw @src @dst", see: []watched{{dst, target}}},
+		{verb: "convert", setup: setup, fills: []imageFile{src}, lines: "convert -t writeback -f raw -O raw -o preallocation=full @src @dst", see: []watched{{dst, target}}},
+		{verb: "convert -n", setup: setup + "; create -q -f raw @dst 100k", fills: []imageFile{src, dst}, lines: "convert -n -t writeback -f raw -O raw @src @dst", see: []watched{{dst, refilled}}},
+		{verb: "convert -n", setup: setup + "; create -q -f raw @dst 70k", fills: []imageFile{src, dst}, lines: "convert -n -W -m 4 -t none -f raw -O raw @src @dst", see: []watched{{dst, refilled}}},
+	}
+}
+
+// TestPowerLoss records every verb and checks each state that a power loss
+// may leave.
+func TestPowerLoss(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	var count tally
+	t.Run("verbs", func(t *testing.T) {
+		for i, c := range cases() {
+			t.Run(fmt.Sprintf("%d %s", i, c.lines), func(t *testing.T) {
+				t.Parallel()
+				count.add(c.verb, c.run(t, seed+uint64(i), 24))
+			})
+		}
+	})
+	count.report(t, nil, 1)
+}
