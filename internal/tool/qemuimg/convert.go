@@ -80,7 +80,7 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (ok bool) {
 	case 'F':
 		a.backingFmt = o.Arg
 	case 'l':
-		ok = t.snapshotOption(a, o.Arg)
+		ok = t.snapshotOption(o.Arg, &a.snapshotName, &a.opts.Snapshot)
 	case 'S':
 		ok = t.sparseOption(a, o.Arg)
 	case 'n':
@@ -119,11 +119,12 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (ok bool) {
 	return ok
 }
 
-// snapshotOption reads -l: an ID or name, or snapshot.id= and snapshot.name=.
-// The last of each kind counts, and the second kind above the first.
-func (t *tool) snapshotOption(a *convertArgs, arg string) bool {
+// snapshotOption reads -l: an ID or name, or snapshot.id= and snapshot.name=,
+// which are exact. The last of each kind counts, and the exact one above the
+// other.
+func (t *tool) snapshotOption(arg string, named, exact **image.SnapshotRef) bool {
 	if !strings.HasPrefix(arg, "snapshot.") {
-		a.snapshotName = &image.SnapshotRef{IDOrName: arg}
+		*named = &image.SnapshotRef{IDOrName: arg}
 		return true
 	}
 	ref := &image.SnapshotRef{}
@@ -139,7 +140,7 @@ func (t *tool) snapshotOption(a *convertArgs, arg string) bool {
 			return false
 		}
 	}
-	a.opts.Snapshot = ref
+	*exact = ref
 	return true
 }
 

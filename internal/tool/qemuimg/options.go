@@ -1,6 +1,8 @@
 package qemuimg
 
 import (
+	"strings"
+
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
@@ -75,7 +77,12 @@ type common struct {
 func (t *tool) parse(args []string, short string, long []getopt.Long, own func(getopt.Option) bool) (c common, status int, done bool) {
 	p := getopt.New(args, short, long)
 	for o, err := range p.All() {
-		if err != nil {
+		switch {
+		case err != nil && !strings.HasPrefix(short, ":"):
+			// So the stock tool's measure, with glibc's words.
+			t.stderrf("%s: %v\n", args[0], err)
+			return c, t.help(), true
+		case err != nil:
 			return c, t.badOption(err), true
 		}
 		ok := true
