@@ -43,7 +43,7 @@ func repairable(t *testing.T) map[string]*memory.Disk {
 }
 
 // content reads the whole disk in an image's bytes.
-func content(t *testing.T, d *memory.Disk) []byte {
+func content(t testing.TB, d *memory.Disk) []byte {
 	t.Helper()
 	n, err := Driver{}.Open(t.Context(), d.ReadOnly(), format.OpenOptions{ForCheck: true})
 	if err != nil {

@@ -72,6 +72,9 @@ func runTool(t *testing.T, ours bool, dir string, args []string) result {
 // ours are to be smaller.
 var diskSize = regexp.MustCompile(`(disk size: |"actual-size": )[^\n,]*`)
 
+// dates are when the tools made a snapshot.
+var dates = regexp.MustCompile(`20\d\d-\d\d-\d\d \d\d:\d\d:\d\d|"date-n?sec": \d+`)
+
 // words splits a command line at spaces; single quotes keep what is in them.
 func words(line string) []string {
 	var list []string
@@ -330,7 +333,7 @@ func runCase(t *testing.T, base string, c diffCase) {
 		for line := range strings.SplitSeq(c.lines, ";") {
 			r := runTool(t, ours, sub, words(line))
 			statuses[i] += fmt.Sprint(r.status, " ")
-			fmt.Fprintf(&b, "$ qemu-img %s\n%s--- stderr\n%s\n--- status %d\n", line, diskSize.ReplaceAllString(r.stdout, "${1}X"), r.stderr, r.status)
+			fmt.Fprintf(&b, "$ qemu-img %s\n%s--- stderr\n%s\n--- status %d\n", line, dates.ReplaceAllString(diskSize.ReplaceAllString(r.stdout, "${1}X"), "DATE"), r.stderr, r.status)
 		}
 		release()
 		if ours {

@@ -2,6 +2,7 @@ package qemuimg
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/lamina-vm/lamina/format"
@@ -139,9 +140,12 @@ func (t *tool) printSnapshot(s format.Snapshot) {
 	}
 	ms := s.VMClockNsec / 1e6
 	clock := pad2(ms/3600000) + ":" + pad2(ms/60000%60) + ":" + pad2(ms/1000%60) + "." + pad3(ms%1000)
-	t.printf("%-9s %-16s %8s%20s%13s%11s\n", s.ID, s.Name, humanSize(s.VMStateSize),
+	t.printf("%s %s %8s%20s%13s%11s\n", padBytes(s.ID, 9), padBytes(s.Name, 16), humanSize(s.VMStateSize),
 		time.Unix(int64(s.DateSec), 0).Format("2006-01-02 15:04:05"), clock, icount)
 }
+
+// padBytes fills s up with spaces to n bytes, as C's printf counts.
+func padBytes(s string, n int) string { return s + strings.Repeat(" ", max(n-len(s), 0)) }
 
 func (t *tool) printFields(fields []format.InfoField, indent string) {
 	for _, f := range fields {

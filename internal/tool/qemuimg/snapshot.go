@@ -116,6 +116,7 @@ func (t *tool) failSnapshot(a snapshotArgs, err error) int {
 		n := snapshotErrno(snap.Err)
 		t.errorf("Could not create snapshot '%s': %d (%s)", a.name, -int(n), errnoText(n))
 	case a.action == 'a' && none:
+		a.opts.Opened(a.opts.Format == "" && snap.Format == "raw") // stock opens it a second time
 		t.errorf("Could not apply snapshot '%s': Block driver does not support snapshots", a.name)
 	case a.action == 'a':
 		if s := reportedBefore(snap.Err); s != "" {
