@@ -47,7 +47,11 @@ func (o *opener) OpenData(ctx context.Context, name string, writable bool) (bloc
 		}
 	}
 	o.l.data = f
-	return underlay.Node(ctx, loc.path, f), nil
+	node := underlay.Node(ctx, loc.path, f)
+	if w, ok := node.(block.Writer); ok && writable && o.c.unfinished != nil {
+		node = unfinishedData{w, o.c.unfinished}
+	}
+	return node, nil
 }
 
 // dataLocks returns the locks that stock QEMU takes on a data file: those of

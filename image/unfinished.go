@@ -259,7 +259,7 @@ func (u *unfinishedFile) WriteZeroes(off, n int64, flags block.ZeroFlags) error 
 		return err
 	}
 	if n > inHead || n == 0 {
-		if err := u.zeroRest(off+inHead, n-inHead, flags); err != nil {
+		if err := zeroBy(u.w, off+inHead, n-inHead, flags); err != nil {
 			return err
 		}
 	}
@@ -269,8 +269,9 @@ func (u *unfinishedFile) WriteZeroes(off, n int64, flags block.ZeroFlags) error 
 	return u.changeHead(off, inHead, func(head []byte) { clear(head) })
 }
 
-func (u *unfinishedFile) zeroRest(off, n int64, flags block.ZeroFlags) error {
-	if z, ok := block.As[block.Zeroer](u.w); ok {
+// zeroBy zeroes a range of w by the fastest way that it has.
+func zeroBy(w block.Writer, off, n int64, flags block.ZeroFlags) error {
+	if z, ok := block.As[block.Zeroer](w); ok {
 		return z.WriteZeroes(off, n, flags)
 	}
 	if flags&block.ZeroNoFallback != 0 {
@@ -278,7 +279,7 @@ func (u *unfinishedFile) zeroRest(off, n int64, flags block.ZeroFlags) error {
 	}
 	zeros := make([]byte, min(n, 64<<10))
 	for n > 0 {
-		k, err := u.w.WriteAt(zeros[:min(n, int64(len(zeros)))], off)
+		k, err := w.WriteAt(zeros[:min(n, int64(len(zeros)))], off)
 		if err != nil {
 			return err
 		}
@@ -330,6 +331,75 @@ func (u *unfinishedFile) CopyFrom(src block.Node, srcOff, off, n int64) error {
 		return fmt.Errorf("copy between files: %w", block.ErrUnsupported)
 	}
 	if err := u.begin(); err != nil {
+		return err
+	}
+	return c.CopyFrom(src, srcOff, off, n)
+}
+
+// unfinishedData is the bytes of the external data file of an image that is
+// being filled: the image is marked before they change.
+type unfinishedData struct {
+	block.Writer
+	u *unfinishedFile
+}
+
+var (
+	_ block.Zeroer      = unfinishedData{}
+	_ block.Discarder   = unfinishedData{}
+	_ block.Resizer     = unfinishedData{}
+	_ block.RangeCopier = unfinishedData{}
+	_ block.Wrapper     = unfinishedData{}
+)
+
+// Unwrap implements [block.Wrapper].
+func (d unfinishedData) Unwrap() block.Node { return d.Writer }
+
+// WriteAt implements [block.Writer].
+func (d unfinishedData) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.u.begin(); err != nil {
+		return 0, err
+	}
+	return d.Writer.WriteAt(p, off)
+}
+
+// WriteZeroes implements [block.Zeroer].
+func (d unfinishedData) WriteZeroes(off, n int64, flags block.ZeroFlags) error {
+	if err := d.u.begin(); err != nil {
+		return err
+	}
+	return zeroBy(d.Writer, off, n, flags)
+}
+
+// Discard implements [block.Discarder].
+func (d unfinishedData) Discard(off, n int64) error {
+	if err := d.u.begin(); err != nil {
+		return err
+	}
+	if dis, ok := block.As[block.Discarder](d.Writer); ok {
+		return dis.Discard(off, n)
+	}
+	return nil
+}
+
+// Resize implements [block.Resizer].
+func (d unfinishedData) Resize(ctx context.Context, size int64, opts block.ResizeOptions) error {
+	r, ok := block.As[block.Resizer](d.Writer)
+	if !ok {
+		return fmt.Errorf("resize: the storage has a fixed size: %w", block.ErrUnsupported)
+	}
+	if err := d.u.begin(); err != nil {
+		return err
+	}
+	return r.Resize(ctx, size, opts)
+}
+
+// CopyFrom implements [block.RangeCopier].
+func (d unfinishedData) CopyFrom(src block.Node, srcOff, off, n int64) error {
+	c, ok := block.As[block.RangeCopier](d.Writer)
+	if !ok {
+		return fmt.Errorf("copy between files: %w", block.ErrUnsupported)
+	}
+	if err := d.u.begin(); err != nil {
 		return err
 	}
 	return c.CopyFrom(src, srcOff, off, n)

@@ -53,6 +53,17 @@ func mustCommand(t testing.TB, dir, lines string) {
 	}
 }
 
+// tempDir is t.TempDir without what option lists cannot hold in its name.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "crash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 // A world is the files of a folder while they are recorded.
 type world struct {
 	dir string
@@ -318,7 +329,17 @@ func readAll(n block.Node) ([]byte, error) {
 type view struct {
 	disk      []byte
 	snapshots map[string][]byte
+	// corruptions is what the check found of an image damaged on purpose.
+	corruptions int64
 }
+
+// corruptError is for an image whose check finds errors.
+type corruptError struct {
+	n    int64
+	text string
+}
+
+func (e *corruptError) Error() string { return e.text }
 
 // look opens an image, checks it and reads all there is. Leaks are no errors.
 func look(ctx context.Context, dir string, f imageFile) (v view, err error) {
@@ -337,11 +358,15 @@ func look(ctx context.Context, dir string, f imageFile) (v view, err error) {
 	if info.Dirty {
 		return lookRepaired(ctx, dir, f)
 	}
+	var damage error
 	if c, ok := block.As[block.Checker](im.Node()); ok {
 		var lines []string
 		res, err := c.Check(ctx, block.CheckOptions{Report: func(l string) { lines = append(lines, l) }})
-		if err != nil || res.Corruptions+res.CheckErrors > 0 {
-			return v, fmt.Errorf("check: %+v %v\n%s", res, err, strings.Join(lines, "\n"))
+		if err != nil {
+			return v, fmt.Errorf("check: %w", err)
+		}
+		if n := res.Corruptions + res.CheckErrors; n > 0 {
+			damage = &corruptError{n, fmt.Sprintf("check: %+v\n%s", res, strings.Join(lines, "\n"))}
 		}
 	}
 	if v.disk, err = readAll(im.Node()); err != nil {
@@ -361,7 +386,7 @@ func look(ctx context.Context, dir string, f imageFile) (v view, err error) {
 			return v, err
 		}
 	}
-	return v, nil
+	return v, damage
 }
 
 // lookRepaired looks at an image whose refcounts are late: opening it for

@@ -3,6 +3,7 @@ package crash
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 )
 
@@ -10,6 +11,15 @@ import (
 func cases() []verbCase {
 	var out []verbCase
 	for _, mix := range mixes {
+		out = append(out, createCases(mix)...)
+		out = append(out, convertCases(mix)...)
+		out = append(out, resizeCases(mix)...)
+	}
+	for _, mix := range append(mixes, extraMixes...) {
+		out = append(out, snapshotCases(mix)...)
+		out = append(out, repairCases(mix)...)
+	}
+	for _, mix := range extraMixes {
 		out = append(out, createCases(mix)...)
 		out = append(out, convertCases(mix)...)
 		out = append(out, resizeCases(mix)...)
@@ -36,6 +46,9 @@ func convertCases(mix string) []verbCase {
 	in := fmt.Sprintf("create -q -f qcow2 -o %s @dst %d", mix, size+8192)
 	var out []verbCase
 	for _, flags := range []string{"", "-c ", "-W ", "-S 0 "} {
+		if flags == "-c " && strings.Contains(mix, "data_file") {
+			continue // data files hold no compressed clusters
+		}
 		out = append(out,
 			verbCase{verb: "convert", setup: setup, fills: []imageFile{src},
 				lines: fmt.Sprintf("convert -t writeback -f raw -O qcow2 %s-o %s @src @dst", flags, mix), see: []watched{{src, oldOrNew}, {dst, target}}},
@@ -72,6 +85,38 @@ func lastWord(s string) string {
 	return s
 }
 
+func snapshotCases(mix string) []verbCase {
+	if strings.Contains(mix, "refcount_bits=1") || strings.Contains(mix, "data_file") {
+		return nil // cannot count two references, or has no snapshots
+	}
+	a := qcow2("a")
+	setup := fmt.Sprintf("create -q -f qcow2 -o %s @a %d", mix, diskSize(mix))
+	var out []verbCase
+	for _, c := range []struct{ then, line string }{
+		{"", "snapshot -c s1 @a"},
+		{"snapshot -c s1 @a; snapshot -c s2 @a", "snapshot -c s3 @a"},
+		{"snapshot -c s1 @a; write", "snapshot -c s2 @a"},
+		{"snapshot -c s1 @a; write", "snapshot -a s1 @a"},
+		{"snapshot -c s1 @a; write", "snapshot -d s1 @a"},
+		{"snapshot -c s1 @a; write; snapshot -c s2 @a; write", "snapshot -d s1 @a"},
+		{"snapshot -c s1 @a; write; snapshot -c s2 @a; write", "snapshot -a s1 @a"},
+	} {
+		out = append(out, verbCase{verb: "snapshot " + c.line[9:11], setup: setup, fills: []imageFile{a}, then: c.then, lines: c.line, see: []watched{{a, oldOrNew}}})
+	}
+	return out
+}
+
+// repairCases damage the refcounts, which no content depends on.
+func repairCases(mix string) []verbCase {
+	a := qcow2("a")
+	setup := fmt.Sprintf("create -q -f qcow2 -o %s @a %d", mix, diskSize(mix))
+	return []verbCase{
+		{verb: "check -r leaks", setup: setup, fills: []imageFile{a}, then: "leak", lines: "check -q -f qcow2 -r leaks @a", see: []watched{{a, oldOrNew}}},
+		{verb: "check -r all", setup: setup, fills: []imageFile{a}, then: "leak", lines: "check -q -f qcow2 -r all @a", see: []watched{{a, oldOrNew}}},
+		{verb: "check -r all", setup: setup, fills: []imageFile{a}, then: "norefs", lines: "check -q -f qcow2 -r all @a", see: []watched{{a, damaged}}},
+	}
+}
+
 func rawCases() []verbCase {
 	src, dst := imageFile{"src", "raw"}, imageFile{"dst", "raw"}
 	setup := "create -q -f raw @src 70k"
@@ -95,6 +140,14 @@ func TestPowerLoss(t *testing.T) {
 			t.Run(fmt.Sprintf("%d %s", i, c.lines), func(t *testing.T) {
 				t.Parallel()
 				count.add(c.verb, c.run(t, seed+uint64(i), 24))
+			})
+		}
+	})
+	t.Run("guest", func(t *testing.T) {
+		for i, mix := range guestMixes() {
+			t.Run(mix, func(t *testing.T) {
+				t.Parallel()
+				count.add("write, discard, zero", runGuest(t, mix, seed+uint64(i), 40, 4))
 			})
 		}
 	})
