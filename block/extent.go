@@ -48,7 +48,8 @@ type Extent struct {
 	// HostOffset is the offset of Start in the file of that layer, or
 	// NoHostOffset. Data always has one in an image whose bytes lie in a
 	// file as they are; Zero has one where space is preallocated behind it,
-	// and where it is a hole of a plain file; Compressed has none.
+	// and where it is a hole of a plain file, Unallocated where the last
+	// layer has space for it; Compressed has none.
 	HostOffset int64
 	// ReadsZero says of Data that the layer's own file has a hole there, so
 	// that it reads as zeros all the same (metadata preallocation).

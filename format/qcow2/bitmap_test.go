@@ -158,7 +158,7 @@ func modelBitmaps(t *testing.T, options map[string]string, seed uint64) {
 			note(off, n)
 		case k == 7:
 			must(img.Discard(off, n))
-			if first, last := img.wholeClusters(off, n); last > first {
+			if first, last := img.wholeSubclusters(off, n); last > first {
 				note(off, n)
 			}
 		case k == 8 && len(all) < 5:

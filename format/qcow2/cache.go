@@ -6,7 +6,7 @@ import (
 )
 
 // l2SliceBytes is the unit in which L2 tables are read, cached and written:
-// 512 entries map 32 MiB with clusters of 64 KiB. Smaller than a table, so that
+// 512 entries map 32 MiB with clusters of 64 KiB, 256 extended ones half of it. Smaller than a table, so that
 // one changed entry costs one small write.
 const l2SliceBytes = 4096
 
@@ -17,8 +17,8 @@ const l2CacheBytes = 32 << 20
 
 // l2Slice is a part of an L2 table.
 type l2Slice struct {
-	host    hostOffset // where it lies in the file
-	entries []l2Entry
+	host hostOffset // where it lies in the file
+	l2Table
 	// gen counts changes; the slice is dirty while the file does not hold
 	// the newest generation, written.
 	gen, written uint64
@@ -87,14 +87,14 @@ func (c *l2Cache) drop(table hostOffset, g geometry) {
 func (g geometry) sliceBytes() int64 { return min(l2SliceBytes, g.clusterSize()) }
 
 // sliceEntries returns the entries of a slice.
-func (g geometry) sliceEntries() int { return int(g.sliceBytes() / 8) }
+func (g geometry) sliceEntries() int { return int(g.sliceBytes() / g.l2EntryBytes()) }
 
 // sliceAt returns where the slice that maps off lies in its table, and the
 // index of off's entry in it.
 func (g geometry) sliceAt(off guestOffset) (hostOffset, int) {
 	i := g.l2Index(off)
 	n := g.sliceEntries()
-	return hostOffset(i / n * n * 8), i % n
+	return hostOffset(int64(i/n*n) * g.l2EntryBytes()), i % n
 }
 
 // newL2Cache returns an empty cache.
@@ -115,12 +115,12 @@ func (img *Image) loadSlice(host hostOffset) (*l2Slice, error) {
 	if int64(table) >= img.openEnd && !img.meta.has(img.g.cluster(int64(table))) {
 		return nil, corruptf("L2 table at offset %#x lies behind the end of the file (%d bytes): the file is truncated or the L1 table is damaged", int64(table), img.file.Size())
 	}
-	s := &l2Slice{host: host, entries: make([]l2Entry, img.g.sliceEntries())}
+	s := &l2Slice{host: host, l2Table: img.g.newL2Table(img.g.sliceEntries())}
 	b := make([]byte, img.g.sliceBytes())
 	if err := readPadded(img.file, b, int64(host)); err != nil {
 		return nil, err
 	}
-	decodeL2(s.entries, b)
+	s.decode(b)
 	img.l2.put(s)
 	return s, nil
 }

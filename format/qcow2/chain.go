@@ -21,10 +21,11 @@ const (
 type chainRun struct {
 	start, end int64
 	depth      int        // of the layer, counted from this image
-	owner      *Image     // a qcow2 layer that holds it, as run says from start on
+	owner      *Image     // a qcow2 layer that holds it
 	base       block.Node // a layer of another kind, which is asked itself
-	run        run
-	missing    string // a backing file that was not opened has it
+	last       *Image     // without an owner: the last layer that was looked at, if not this image
+	run        run        // what the owner, or the last layer, says from start on
+	missing    string     // a backing file that was not opened has it
 }
 
 // chainCache remembers runs. The layers below an open image do not change, so
@@ -83,9 +84,9 @@ func (img *Image) resolve(off, n int64) (chainRun, error) {
 			return c, b.fail("read", fmt.Errorf("guest offset %#x: %w", off, err))
 		}
 		n = r.length
-		c.end = off + n
-		if r.kind != clusterUnallocated {
-			c.owner, c.run = b, r
+		c.end, c.last, c.run = off+n, b, r
+		if !r.kind.unallocated() {
+			c.owner = b
 			return c, nil
 		}
 		if b.backing == nil {

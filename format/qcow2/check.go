@@ -69,6 +69,7 @@ type checker struct {
 	block    []byte
 	blockOff int64
 	l2       []byte      // buffer for an L2 table
+	l2Table  l2Table     // and for what it says
 	guarded  *clusterSet // clusters that no L2 table may lie in; nil until needed
 }
 
@@ -97,6 +98,7 @@ func newChecker(ctx context.Context, img *Image, opts block.CheckOptions) (*chec
 		}
 	}
 	c.l2 = make([]byte, c.g.clusterSize())
+	c.l2Table = c.g.newL2Table(int(c.g.l2Entries()))
 	c.block = make([]byte, c.g.clusterSize())
 	return c, nil
 }

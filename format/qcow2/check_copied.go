@@ -63,8 +63,8 @@ func (c *checker) checkCopiedL2(table int64, fix bool) error {
 	// What an unaligned L2 table seems to say is somebody else's data.
 	fix = fix && c.g.inCluster(table) == 0
 	wrong := int64(0)
-	for i := int64(0); i < c.g.l2Entries(); i++ {
-		e := l2Entry(binary.BigEndian.Uint64(c.l2[i*8:]))
+	for i := range c.g.l2Entries() {
+		e := c.g.entryAt(c.l2, i)
 		if kind := e.kind(c.g); kind != clusterData && kind != clusterZeroAlloc {
 			continue
 		}
@@ -76,7 +76,7 @@ func (c *checker) checkCopiedL2(table int64, fix bool) error {
 			continue
 		}
 		c.report("%s OFLAG_COPIED data cluster: l2_entry=%x refcount=%d", c.label(fix), uint64(e), n)
-		binary.BigEndian.PutUint64(c.l2[i*8:], uint64(e&^entryCopied|l2Entry(copiedIf(n == 1))))
+		binary.BigEndian.PutUint64(c.l2[i*c.g.l2EntryBytes():], uint64(e&^entryCopied|l2Entry(copiedIf(n == 1))))
 		wrong++
 	}
 	switch {

@@ -91,12 +91,14 @@ func (c *checker) countL2(table int64, active, fix bool) error {
 		return fmt.Errorf("L2 table at offset %#x: %w", table, err)
 	}
 	next := int64(0) // where the next cluster of an unfragmented table lies
-	for i := int64(0); i < c.g.l2Entries(); i++ {
-		e := l2Entry(binary.BigEndian.Uint64(c.l2[i*8:]))
-		if e == 0 {
+	t := c.l2Table
+	t.decode(c.l2)
+	for i := range c.g.l2Entries() {
+		m := t.at(int(i))
+		if m == (mapping{}) {
 			continue
 		}
-		kind := e.kind(c.g)
+		e, kind := m.entry, m.entry.kind(c.g)
 		if kind != clusterCompressed && e&l2ReservedMask != 0 {
 			c.report("ERROR found l2 entry with reserved bits set: %x", uint64(e))
 			c.res.Corruptions++
@@ -106,9 +108,14 @@ func (c *checker) countL2(table int64, active, fix bool) error {
 			c.report("ERROR compressed cluster %d with data file, entry=0x%x", i, uint64(e))
 			c.res.Corruptions++
 		case kind == clusterCompressed:
-			c.countCompressed(e, active)
+			c.countCompressed(m, i, active)
+		case kind == clusterUnallocated:
+			if !m.valid(c.g) {
+				c.report("ERROR: Unallocated cluster has non-zero subcluster allocation map")
+				c.res.Corruptions++
+			}
 		case kind == clusterData, kind == clusterZeroAlloc:
-			gone, err := c.checkAlignment(e, table, i, fix)
+			gone, err := c.checkStandard(m, table, i, fix)
 			if err != nil {
 				return err
 			}
@@ -132,11 +139,17 @@ func (c *checker) countL2(table int64, active, fix bool) error {
 }
 
 // countCompressed counts the clusters in which compressed bytes lie.
-func (c *checker) countCompressed(e l2Entry, active bool) {
+func (c *checker) countCompressed(m mapping, i int64, active bool) {
+	e := m.entry
 	off, n := e.compressedRange(c.g)
 	if e.copied() {
 		c.report("ERROR: coffset=0x%x: copied flag must never be set for compressed clusters", int64(off))
 		c.res.Corruptions++
+	}
+	if m.sub != 0 {
+		c.report("ERROR compressed cluster %d with non-zero subcluster allocation bitmap, entry=0x%x", i, uint64(e))
+		c.res.Corruptions++
+		return
 	}
 	c.count(int64(off), n)
 	if active {
@@ -147,27 +160,45 @@ func (c *checker) countCompressed(e l2Entry, active bool) {
 	}
 }
 
-// checkAlignment looks at the host offset of entry i of a table. A preallocated
-// zero cluster that is not aligned can be given up, since it holds no data;
-// gone says that it was.
-func (c *checker) checkAlignment(e l2Entry, table, i int64, fix bool) (gone bool, err error) {
-	host, off := int64(e.host()), table+i*8
+// checkStandard looks at entry i of a table, which has a host cluster: at its
+// bitmap and at the alignment of the cluster. What makes no sense, or is not
+// aligned and holds no data, can be given up: gone says that it was.
+func (c *checker) checkStandard(m mapping, table, i int64, fix bool) (gone bool, err error) {
+	host := int64(m.entry.host())
+	// What an unaligned L2 table seems to say is somebody else's data.
+	fix = fix && table%c.g.clusterSize() == 0
+	if !m.valid(c.g) {
+		c.report("ERROR offset=%x: Allocated cluster has corrupted subcluster allocation bitmap", host)
+		if gone, err = c.giveUp(m, table, i, fix); gone || err != nil {
+			return gone, err
+		}
+	}
 	if c.g.inCluster(host) == 0 {
 		return false, nil
 	}
-	if e.kind(c.g) == clusterData {
+	if m.holdsData(c.g) {
 		c.report("ERROR offset=%x: Data cluster is not properly aligned; L2 entry corrupted.", host)
 		c.res.Corruptions++
 		return false, nil
 	}
-	// What an unaligned L2 table seems to say is somebody else's data.
-	fix = fix && table%c.g.clusterSize() == 0
 	c.report("%s offset=%x: Preallocated cluster is not properly aligned; L2 entry corrupted.", c.label(fix), host)
+	return c.giveUp(m, table, i, fix)
+}
+
+// giveUp makes the cluster of entry i of a table, which is damaged, read as
+// zeros, with fix; or counts the damage. Subclusters that are unallocated stay
+// so.
+func (c *checker) giveUp(m mapping, table, i int64, fix bool) (done bool, err error) {
+	off := table + i*c.g.l2EntryBytes()
 	if !fix || !c.mayWriteL2(off) {
 		c.res.Corruptions++
 		return false, nil
 	}
-	if err := c.write(binary.BigEndian.AppendUint64(nil, l2Zero), off); err != nil {
+	b := binary.BigEndian.AppendUint64(nil, l2Zero)
+	if c.g.extendedL2 {
+		b = binary.BigEndian.AppendUint64(make([]byte, 8), uint64((m.sub|m.sub<<subclustersPerCluster)&allZero))
+	}
+	if err := c.write(b, off); err != nil {
 		c.res.CheckErrors++
 		return false, fmt.Errorf("repair of the L2 entry at offset %#x: %w", off, err)
 	}

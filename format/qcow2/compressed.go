@@ -70,7 +70,7 @@ func (img *Image) writeCompressed(p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	if r.kind != clusterUnallocated && r.kind != clusterZeroPlain {
+	if r.kind.hasHost() || r.kind == clusterCompressed {
 		return fmt.Errorf("the cluster at guest offset %d is allocated, only a new one can be written compressed: %w", off, block.ErrUnsupported)
 	}
 	if packed == nil {
@@ -97,8 +97,8 @@ func (img *Image) storeCompressed(packed []byte, off int64) error {
 		return err
 	}
 	return img.update(func() error {
-		return img.setEntries(off, 1, func(int64, l2Entry) l2Entry {
-			return newCompressedEntry(hostOffset(host), n, img.g)
+		return img.setEntries(off, 1, func(int64, mapping) mapping {
+			return mapping{entry: newCompressedEntry(hostOffset(host), n, img.g)}
 		})
 	})
 }

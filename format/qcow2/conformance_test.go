@@ -22,6 +22,8 @@ func TestConformance(t *testing.T) {
 		{"4k-v2", 4096, map[string]string{"cluster_size": "4k", "compat": "0.10"}},
 		{"64k", 64 << 10, nil},
 		{"64k-lazy", 64 << 10, map[string]string{"lazy_refcounts": "on", "refcount_bits": "1"}},
+		{"16k-extended", 16 << 10, map[string]string{"cluster_size": "16k", "extended_l2": "on"}},
+		{"64k-extended-metadata", 64 << 10, map[string]string{"preallocation": "metadata", "extended_l2": "on"}},
 		{"64k-metadata", 64 << 10, map[string]string{"preallocation": "metadata"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

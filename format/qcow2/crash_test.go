@@ -189,6 +189,9 @@ func TestCrash(t *testing.T) {
 		{"512-64-backing", 40 << 10, map[string]string{"cluster_size": "512", "refcount_bits": "64"}, 30 << 10},
 		{"512-v2-longer-backing", 40 << 10, map[string]string{"cluster_size": "512", "compat": "0.10"}, 60 << 10},
 		{"4k-1", 128 << 10, map[string]string{"cluster_size": "4k", "refcount_bits": "1"}, 0},
+		{"16k-extended", 200 << 10, map[string]string{"cluster_size": "16k", "extended_l2": "on"}, 0},
+		{"16k-extended-64-backing", 200 << 10, map[string]string{"cluster_size": "16k", "extended_l2": "on", "refcount_bits": "64"}, 300 << 10},
+		{"16k-extended-metadata", 160 << 10, map[string]string{"cluster_size": "16k", "extended_l2": "on", "preallocation": "metadata"}, 100 << 10},
 		{"512-lazy", 40 << 10, map[string]string{"cluster_size": "512", "lazy_refcounts": "on"}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -2,7 +2,6 @@ package qcow2
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -110,6 +109,9 @@ func (p *createPlan) head(l layout) ([]byte, error) {
 	if p.dataRaw {
 		h.autoclear |= autoclearRawData
 	}
+	if p.g.extendedL2 {
+		h.incompat |= incompatExtendedL2
+	}
 	var exts []extension
 	if p.backingFormat != "" {
 		exts = append(exts, extension{extBackingFormat, []byte(p.backingFormat)})
@@ -185,7 +187,7 @@ func (p *createPlan) putRefBlocks(out *regionWriter, l layout) {
 }
 
 // putMapping writes L1 and L2 tables that map the whole disk to the clusters
-// behind them.
+// behind them. Subclusters stay unallocated, so that a backing file shows.
 func (p *createPlan) putMapping(out *regionWriter, l layout) {
 	cs := p.g.clusterSize()
 	l1At := (l.header + l.refTable + l.refBlocks) * cs
@@ -201,12 +203,12 @@ func (p *createPlan) putMapping(out *regionWriter, l layout) {
 	}
 	for i, left := int64(0), ceilDiv(p.size, cs); left > 0; i++ {
 		n := min(left, p.g.l2Entries())
-		b := make([]byte, n*8)
+		t := p.g.newL2Table(int(n))
 		for k := range n {
-			binary.BigEndian.PutUint64(b[k*8:], uint64(newDataEntry(hostOffset(host))))
+			t.entries[k] = newDataEntry(hostOffset(host))
 			host += cs
 		}
-		out.put(b, l2At+i*cs)
+		out.put(t.encode(), l2At+i*cs)
 		left -= n
 	}
 }

@@ -38,7 +38,6 @@ var absentOptions = map[string]string{
 	"encrypt.ivgen-alg":      "encryption",
 	"encrypt.ivgen-hash-alg": "encryption",
 	"encrypt.key-secret":     "encryption",
-	"extended_l2":            "extended L2 entries",
 }
 
 // planCreate checks the options. Texts are those of stock QEMU.
@@ -74,6 +73,8 @@ func planCreate(size int64, opts format.CreateOptions) (*createPlan, error) {
 			p.g.external = true
 		case "data_file_raw":
 			p.dataRaw, err = parseBool(k, v)
+		case "extended_l2":
+			p.g.extendedL2, err = parseBool(k, v)
 		case "lazy_refcounts":
 			p.lazyRefcounts, err = parseBool(k, v)
 		case "preallocation":
@@ -112,15 +113,21 @@ func absentOption(k, v string) error {
 
 // check checks the options against each other and fills in the geometry.
 func (p *createPlan) check(clusterSize, refcountBits uint64) error {
+	if p.g.extendedL2 && p.version < 3 {
+		return unsupportedf("Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)")
+	}
 	if bits.OnesCount64(clusterSize) != 1 || clusterSize < 1<<minClusterBits || clusterSize > 1<<maxClusterBits {
 		return unsupportedf("Cluster size must be a power of two between 512 and 2048k")
+	}
+	if p.g.extendedL2 && clusterSize < minSubclusterSize*subclustersPerCluster {
+		return unsupportedf("Extended L2 entries are only supported with cluster sizes of at least %d bytes", minSubclusterSize*subclustersPerCluster)
 	}
 	if bits.OnesCount64(refcountBits) != 1 || refcountBits > 64 {
 		return unsupportedf("Refcount width must be a power of two and may not exceed 64 bits")
 	}
 	p.g.clusterBits, p.g.refcountOrder = uint(bits.TrailingZeros64(clusterSize)), uint(bits.TrailingZeros64(refcountBits))
 	switch {
-	case p.backing != "" && p.prealloc != block.PreallocOff:
+	case p.backing != "" && p.prealloc != block.PreallocOff && !p.g.extendedL2:
 		return unsupportedf("Backing file and preallocation can only be used at the same time if extended_l2 is on")
 	case p.version < 3 && p.lazyRefcounts:
 		return unsupportedf("Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)")

@@ -2,15 +2,16 @@ package qcow2
 
 import "github.com/lamina-vm/lamina/block"
 
-// Discard implements [block.Discarder]. The host clusters of whole guest
-// clusters are given back; the range then reads as zeros. Version 2 cannot
-// hide what a backing file has there, so such clusters stay as they are. Parts
-// of clusters stay too.
+// Discard implements [block.Discarder]. The host clusters of guest clusters are
+// given back when all their subclusters are discarded or zero; the range then
+// reads as zeros. Version 2 cannot hide what a backing file has there, so such
+// clusters stay as they are. Parts of subclusters, and of compressed clusters,
+// stay too.
 func (img *Image) Discard(off, n int64) error {
 	if err := img.checkChange(off, n); err != nil {
 		return img.fail("discard", err)
 	}
-	first, last := img.wholeClusters(off, n)
+	first, last := img.wholeSubclusters(off, n)
 	if last <= first {
 		return nil
 	}
@@ -42,12 +43,14 @@ func (img *Image) discardRun(off int64, r run) error {
 	}
 	zero := img.backingIsZero(off, r.length)
 	switch {
-	case r.kind == clusterZeroPlain, r.kind == clusterUnallocated && zero:
+	case r.kind == clusterZeroPlain,
+		r.kind == clusterUnallocated && zero,
+		r.kind == clusterCompressed && !img.coversCluster(off, off, off+r.length):
 		return nil
 	case img.version >= 3:
-		return img.setRun(off, r, func(l2Entry) l2Entry { return l2Zero })
+		return img.setZero(off, r, true)
 	case zero:
-		return img.setRun(off, r, func(l2Entry) l2Entry { return 0 })
+		return img.setUnallocated(off, r)
 	}
 	return nil
 }

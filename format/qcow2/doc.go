@@ -1,7 +1,7 @@
 // Package qcow2 is the format driver of QEMU's copy-on-write images, versions
 // 2 and 3, after the specification docs/interop/qcow2 of QEMU.
 //
-// The package has two halves. header.go, extension.go, l1.go, l2.go,
+// The package has two halves. header.go, extension.go, l1.go, l2.go, subcluster.go,
 // refcount.go and snapshot.go turn bytes into checked values and back and do
 // no I/O. The rest are the paths over them: open, read, write, allocate,
 // discard, zero, flush, create, resize, extents, info and check.

@@ -137,14 +137,14 @@ func (img *Image) expandEntries(ctx context.Context, slice hostOffset, k int, re
 		return 0, err
 	}
 	n := 0
-	for k+n < len(s.entries) && !isZeroKind(s.entries[k+n].kind(img.g)) {
+	for k+n < len(s.entries) && !s.entries[k+n].kind(img.g).zero() {
 		n++
 	}
 	if n > 0 {
 		img.mu.Unlock()
 		return n, nil
 	}
-	for k+n < len(s.entries) && isZeroKind(s.entries[k+n].kind(img.g)) {
+	for k+n < len(s.entries) && s.entries[k+n].kind(img.g).zero() {
 		n++
 	}
 	e := s.entries[k]
@@ -167,8 +167,6 @@ func (img *Image) expandEntries(ctx context.Context, slice hostOffset, k int, re
 	}
 	return img.expandNew(ctx, slice, k, n, refs)
 }
-
-func isZeroKind(k clusterKind) bool { return k == clusterZeroPlain || k == clusterZeroAlloc }
 
 // expanded returns the entry of a cluster of zeros in a table of refs users.
 func expanded(host hostOffset, refs uint64) l2Entry {

@@ -48,8 +48,7 @@ func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
 }
 
 // Options implements [format.Driver]. What stock QEMU has beyond it
-// (encryption, extended L2 entries) is refused by Create
-// with an error that names it.
+// (encryption) is refused by Create with an error that names it.
 func (Driver) Options() []format.Option {
 	return []format.Option{
 		{Name: "backing_file", Type: format.TypeString, Help: "File name of a base image", Amendable: true},
@@ -59,6 +58,7 @@ func (Driver) Options() []format.Option {
 		{Name: "compression_type", Type: format.TypeString, Help: "Compression method used for image cluster compression"},
 		{Name: "data_file", Type: format.TypeString, Help: "File name of an external data file", Amendable: true},
 		{Name: "data_file_raw", Type: format.TypeBool, Help: "The external data file must stay valid as a raw image", Amendable: true},
+		{Name: "extended_l2", Type: format.TypeBool, Help: "Extended L2 tables", Default: "off"},
 		{Name: "lazy_refcounts", Type: format.TypeBool, Help: "Postpone refcount updates", Default: "off", Amendable: true},
 		{Name: "preallocation", Type: format.TypeString, Help: "Preallocation mode (allowed values: off, metadata, falloc, full)"},
 		{Name: "refcount_bits", Type: format.TypeNumber, Help: "Width of a reference count entry in bits", Default: "16", Amendable: true},

@@ -69,8 +69,8 @@ func (img *Image) extents(m *extentMerger, off, n int64) error {
 		if err != nil {
 			return fmt.Errorf("guest offset %#x: %w", off, err)
 		}
-		if r.kind == clusterUnallocated {
-			if err := img.extentsBelow(m, holes, off, r.length); err != nil {
+		if r.kind.unallocated() {
+			if err := img.extentsBelow(m, holes, off, r); err != nil {
 				return err
 			}
 		} else {
@@ -111,11 +111,12 @@ func (img *Image) addRun(m *extentMerger, holes map[*Image]*holeCursor, off int6
 	}
 }
 
-// extentsBelow adds the extents of a range that the image does not hold.
-func (img *Image) extentsBelow(m *extentMerger, holes map[*Image]*holeCursor, off, n int64) error {
-	for end := off + n; off < end && !m.stopped; {
+// extentsBelow adds the extents of a run that the image does not hold.
+func (img *Image) extentsBelow(m *extentMerger, holes map[*Image]*holeCursor, off int64, r run) error {
+	start := off
+	for end := off + r.length; off < end && !m.stopped; {
 		if img.backing == nil {
-			m.add(block.Extent{Start: off, Length: end - off, Kind: block.Unallocated, HostOffset: block.NoHostOffset})
+			m.add(img.unallocated(r, start, off, end, 0))
 			return nil
 		}
 		c, err := img.resolve(off, end-off)
@@ -136,11 +137,26 @@ func (img *Image) extentsBelow(m *extentMerger, holes map[*Image]*holeCursor, of
 				}
 			}
 		default:
-			m.add(block.Extent{Start: off, Length: c.end - off, Kind: block.Unallocated, Depth: c.depth, HostOffset: block.NoHostOffset})
+			if c.depth == 0 {
+				m.add(img.unallocated(r, start, off, c.end, 0))
+			} else {
+				m.add(c.last.unallocated(c.run, c.start, off, c.end, c.depth))
+			}
 		}
 		off = c.end
 	}
 	return nil
+}
+
+// unallocated returns the extent [off, end), which no layer holds, where r,
+// which begins at start, is what img, the last layer that was looked at, says
+// of it. That may have space for it.
+func (img *Image) unallocated(r run, start, off, end int64, depth int) block.Extent {
+	e := block.Extent{Start: off, Length: end - off, Kind: block.Unallocated, Depth: depth, HostOffset: block.NoHostOffset}
+	if r.kind == clusterUnallocatedAlloc && img.dataNode() != nil {
+		e.HostOffset, e.File = int64(r.host)+off-start, img.data.node
+	}
+	return e
 }
 
 // holeCursor tells holes of the image file from data, for host offsets that

@@ -147,6 +147,8 @@ func TestRefused(t *testing.T) {
 		copy(b[off:], p)
 		return b
 	}
+	small := patch(79, incompatExtendedL2)
+	small[23] = 13           // cluster bits
 	named := patch(79, 0x40) // an unknown bit, which the name table explains
 	entry := 112 + 8 + 7*48
 	copy(named[entry:], append([]byte{0, 6}, "time travel\x00"...))
@@ -156,7 +158,7 @@ func TestRefused(t *testing.T) {
 		want     string
 		sentinel error
 	}{
-		{"extended L2", stock("l2", "-o", "extended_l2=on"), "Unsupported qcow2 feature(s): extended L2 entries", block.ErrUnsupported},
+		{"subcluster size", small, "Unsupported subcluster size: 256", block.ErrUnsupported},
 		{"AES", stock("aes", "--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"), "encrypted", block.ErrUnsupported},
 		{"LUKS", patch(35, 2), "encrypted", block.ErrUnsupported}, // making one takes stock seconds
 		{"named", named, "Unsupported qcow2 feature(s): time travel", block.ErrUnsupported},

@@ -287,8 +287,7 @@ func (img *Image) takeChanges(all bool) *writebackSet {
 	if img.l2.dirty > 0 {
 		for _, slice := range img.l2.slices {
 			if slice.dirty() {
-				b := make([]byte, len(slice.entries)*8)
-				encodeL2(b, slice.entries)
+				b := slice.encode()
 				s.slices = append(s.slices, pendingSlice{pendingWrite{int64(slice.host), b}, slice, slice.gen})
 			}
 		}

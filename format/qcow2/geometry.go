@@ -24,20 +24,58 @@ type guestOffset int64
 // data file where there is one.
 type hostOffset int64
 
-// geometry holds what follows from the cluster size and the refcount width.
+// geometry holds what follows from the cluster size, the refcount width and
+// the length of L2 entries.
 type geometry struct {
 	clusterBits   uint
 	refcountOrder uint
 	// external: guest data lies in an external data file, where every guest
 	// cluster has its own place, at the same offset.
-	external bool
+	external   bool
+	extendedL2 bool // L2 entries of 128 bits, with subclusters
 }
 
 // clusterSize returns the bytes of a cluster.
 func (g geometry) clusterSize() int64 { return 1 << g.clusterBits }
 
 // l2Bits is log2 of the number of entries of an L2 table.
-func (g geometry) l2Bits() uint { return g.clusterBits - 3 }
+func (g geometry) l2Bits() uint {
+	if g.extendedL2 {
+		return g.clusterBits - 4
+	}
+	return g.clusterBits - 3
+}
+
+// l2EntryBytes returns the length of an L2 entry.
+func (g geometry) l2EntryBytes() int64 {
+	if g.extendedL2 {
+		return 16
+	}
+	return 8
+}
+
+// subclusterBits is log2 of the unit in which guest data is allocated.
+func (g geometry) subclusterBits() uint {
+	if g.extendedL2 {
+		return g.clusterBits - 5
+	}
+	return g.clusterBits
+}
+
+// subclusterSize returns the bytes of a subcluster: of a cluster where there
+// are none.
+func (g geometry) subclusterSize() int64 { return 1 << g.subclusterBits() }
+
+// subcluster returns the index in its cluster of the subcluster that holds off.
+func (g geometry) subcluster(off int64) uint { return uint(g.inCluster(off) >> g.subclusterBits()) }
+
+// subUp rounds n up to whole subclusters, as roundUp does to clusters.
+func (g geometry) subUp(n int64) int64 {
+	return (n + g.subclusterSize() - 1) &^ (g.subclusterSize() - 1)
+}
+
+// subDown rounds n down to whole subclusters.
+func (g geometry) subDown(n int64) int64 { return n &^ (g.subclusterSize() - 1) }
 
 // l2Entries returns the entries of an L2 table.
 func (g geometry) l2Entries() int64 { return 1 << g.l2Bits() }

@@ -41,7 +41,7 @@ const (
 	incompatExtendedL2  = 1 << 4 // L2 entries of 128 bits, with subclusters
 
 	// incompatHandled are the ones that this driver can work with.
-	incompatHandled = incompatDirty | incompatCorrupt | incompatCompression | incompatDataFile
+	incompatHandled = incompatDirty | incompatCorrupt | incompatCompression | incompatDataFile | incompatExtendedL2
 )
 
 // compatLazyRefcounts: refcounts may be written late, under the dirty bit.
@@ -165,7 +165,12 @@ func (h *header) decodeV3(b []byte) error {
 // geometry returns the sizes that follow from the header. Only for a header
 // that validate accepted.
 func (h *header) geometry() geometry {
-	return geometry{clusterBits: uint(h.clusterBits), refcountOrder: uint(h.refcountOrder), external: h.incompat&incompatDataFile != 0}
+	return geometry{
+		clusterBits:   uint(h.clusterBits),
+		refcountOrder: uint(h.refcountOrder),
+		external:      h.incompat&incompatDataFile != 0,
+		extendedL2:    h.incompat&incompatExtendedL2 != 0,
+	}
 }
 
 // validate checks every field that sizes an allocation or points into the
@@ -174,6 +179,9 @@ func (h *header) geometry() geometry {
 func (h *header) validate(fileSize int64, features []featureName, forCheck bool) error {
 	if err := h.validateFeatures(features); err != nil {
 		return err
+	}
+	if n := h.geometry().subclusterSize(); n < minSubclusterSize {
+		return unsupportedf("Unsupported subcluster size: %d", n)
 	}
 	if h.refcountOrder > maxRefcountOrder {
 		return unsupportedf("Reference count entry width too large; may not exceed 64 bits")
@@ -243,18 +251,7 @@ func (h *header) validateFeatures(features []featureName) error {
 	if h.incompat&incompatUnfinished != 0 {
 		return block.ErrUnfinished
 	}
-	known := []struct {
-		bit  uint64
-		name string
-	}{
-		{incompatExtendedL2, "extended L2 entries"},
-	}
-	for _, k := range known {
-		if h.incompat&k.bit != 0 {
-			return unsupportedf("Unsupported qcow2 feature(s): %s", k.name)
-		}
-	}
-	if unknown := h.incompat &^ (incompatHandled | incompatExtendedL2); unknown != 0 {
+	if unknown := h.incompat &^ incompatHandled; unknown != 0 {
 		return unsupportedf("Unsupported qcow2 feature(s): %s", nameFeatures(unknown, features))
 	}
 	if h.version < 3 {

@@ -48,7 +48,7 @@ func (img *Image) ImageInfo() (format.Info, error) {
 			field("data file raw", "data-file-raw", img.rawData())
 		}
 		field("corrupt", "corrupt", h.incompat&incompatCorrupt != 0)
-		field("extended l2", "extended-l2", false)
+		field("extended l2", "extended-l2", img.g.extendedL2)
 	}
 	for _, s := range img.snapshots {
 		info.Snapshots = append(info.Snapshots, s.info(img.Size()))

@@ -1,7 +1,5 @@
 package qcow2
 
-import "encoding/binary"
-
 // Bits of an L2 entry (spec "L2 table entry"):
 //
 //	62      the cluster is compressed; decides the meaning of bits 0-61
@@ -27,20 +25,37 @@ const (
 // An l2Entry is an entry of an L2 table.
 type l2Entry uint64
 
-// A clusterKind is what an L2 entry says of its cluster.
+// A clusterKind is what an L2 entry says of its cluster, or of a subcluster.
 type clusterKind uint8
 
 const (
-	clusterUnallocated clusterKind = iota // the backing file decides
-	clusterZeroPlain                      // reads as zeros, no host cluster
-	clusterZeroAlloc                      // reads as zeros, has a host cluster
-	clusterData                           // the host cluster holds the bytes
+	clusterUnallocated      clusterKind = iota // the backing file decides
+	clusterUnallocatedAlloc                    // so it does, but there is a host cluster (only subclusters)
+	clusterZeroPlain                           // reads as zeros, no host cluster
+	clusterZeroAlloc                           // reads as zeros, has a host cluster
+	clusterData                                // the host cluster holds the bytes
 	clusterCompressed
 )
 
-// kind classifies the entry. In version 2 bit 0 is reserved; [l2Entry.check]
-// refuses it there. In an external data file offset 0 is the first cluster's
-// place; the COPIED flag then tells data from nothing.
+// unallocated reports whether the backing file decides what is read.
+func (k clusterKind) unallocated() bool {
+	return k == clusterUnallocated || k == clusterUnallocatedAlloc
+}
+
+// zero reports whether zeros are read.
+func (k clusterKind) zero() bool { return k == clusterZeroPlain || k == clusterZeroAlloc }
+
+// hasHost reports whether there is a host cluster that holds the bytes, or
+// could.
+func (k clusterKind) hasHost() bool {
+	return k == clusterData || k == clusterZeroAlloc || k == clusterUnallocatedAlloc
+}
+
+// kind classifies the entry alone: where there are subclusters, clusterData
+// only says that there is a host cluster, and [mapping.stretch] says more. In
+// version 2 bit 0 is reserved; [l2Entry.check] refuses it there. In an external
+// data file offset 0 is the first cluster's place; the COPIED flag then tells
+// data from nothing.
 func (e l2Entry) kind(g geometry) clusterKind {
 	switch {
 	case e&l2Compressed != 0:
@@ -78,6 +93,12 @@ func (e l2Entry) check(g geometry, version uint32) error {
 	return nil
 }
 
+// sameHost reports whether both entries refer to the same host cluster, or to
+// none.
+func (e l2Entry) sameHost(o l2Entry, g geometry) bool {
+	return e.kind(g) != clusterCompressed && o.kind(g) != clusterCompressed && e.host() == o.host()
+}
+
 // newDataEntry returns the entry of a cluster that only it refers to.
 func newDataEntry(host hostOffset) l2Entry { return l2Entry(host) | entryCopied }
 
@@ -98,18 +119,4 @@ func newCompressedEntry(off hostOffset, n int64, g geometry) l2Entry {
 	x := 62 - (g.clusterBits - 8)
 	extra := (int64(off)+n-1)>>9 - int64(off)>>9
 	return l2Entry(l2Compressed | uint64(extra)<<x | uint64(off))
-}
-
-// decodeL2 decodes len(t) entries.
-func decodeL2(t []l2Entry, b []byte) {
-	for i := range t {
-		t[i] = l2Entry(binary.BigEndian.Uint64(b[i*8:]))
-	}
-}
-
-// encodeL2 is the inverse of decodeL2.
-func encodeL2(b []byte, t []l2Entry) {
-	for i, e := range t {
-		binary.BigEndian.PutUint64(b[i*8:], uint64(e))
-	}
 }

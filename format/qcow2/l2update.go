@@ -60,13 +60,14 @@ func (img *Image) fillTable(table, old hostOffset, fresh bool) error {
 		start = img.g.clusterSize() - img.g.sliceBytes()
 	}
 	for off := start; off < img.g.clusterSize(); off += img.g.sliceBytes() {
-		s := &l2Slice{host: table + hostOffset(off), entries: make([]l2Entry, img.g.sliceEntries())}
+		s := &l2Slice{host: table + hostOffset(off), l2Table: img.g.newL2Table(img.g.sliceEntries())}
 		if old != 0 {
 			from, err := img.loadSlice(old + hostOffset(off))
 			if err != nil {
 				return err
 			}
 			copy(s.entries, from.entries)
+			copy(s.bitmaps, from.bitmaps)
 		}
 		img.touch(s)
 		img.l2.put(s)
@@ -82,10 +83,10 @@ func (img *Image) touch(s *l2Slice) {
 	s.gen++
 }
 
-// setEntries changes the L2 entries of n clusters from guest offset off on, in
-// the range of one L2 table, to what entry returns for the old one, and
-// releases what the old ones alone referred to. The caller holds mu.
-func (img *Image) setEntries(off, n int64, entry func(i int64, old l2Entry) l2Entry) error {
+// setEntries changes the L2 entries of n clusters from the one of guest offset
+// off on, in the range of one L2 table, to what change returns for the old one,
+// and releases what the old ones alone referred to. The caller holds mu.
+func (img *Image) setEntries(off, n int64, change func(i int64, old mapping) mapping) error {
 	table, err := img.tableForWrite(img.g.l1Index(guestOffset(off)))
 	if err != nil {
 		return err
@@ -96,39 +97,87 @@ func (img *Image) setEntries(off, n int64, entry func(i int64, old l2Entry) l2En
 		if err != nil {
 			return err
 		}
-		old := s.entries[k]
-		e := entry(i, old)
-		if e == old {
+		old := s.at(k)
+		m := change(i, old)
+		if m == old {
 			continue
 		}
-		if keeps := old.kind(img.g) != clusterCompressed && e.kind(img.g) != clusterCompressed && e.host() == old.host(); !keeps {
-			if err := img.releaseEntry(old); err != nil {
+		if !m.entry.sameHost(old.entry, img.g) {
+			if err := img.releaseEntry(old.entry); err != nil {
 				return err
 			}
 		}
-		s.entries[k] = e
+		s.set(k, m)
 		img.touch(s)
 	}
 	return nil
 }
 
+// setRange is setEntries for the clusters that hold [off, end), which lies in
+// the range of one L2 table: change is also told which subclusters of each
+// cluster the range covers, from first up to end. The end of the disk ends no
+// subcluster.
+func (img *Image) setRange(off, end int64, change func(i int64, old mapping, first, end uint) mapping) error {
+	g := img.g
+	start := g.roundDown(off)
+	clusters := (g.roundUp(end) - start) >> g.clusterBits
+	return img.setEntries(start, clusters, func(i int64, old mapping) mapping {
+		at := start + i<<g.clusterBits
+		from := g.subcluster(max(off, at))
+		to := g.subcluster(min(end, at+g.clusterSize())-1) + 1
+		return change(i, old, from, to)
+	})
+}
+
 // tableEnd returns the guest offset behind the range of off's L2 table.
 func (g geometry) tableEnd(off int64) int64 { return (off/g.l2Span() + 1) * g.l2Span() }
 
-// link makes the guest clusters from off on refer to n host clusters from
-// first on. The caller holds the guest range alone.
-func (img *Image) link(off, first, n int64) error {
-	for n > 0 {
-		k := min(n, (img.g.tableEnd(off)-off)>>img.g.clusterBits)
+// link makes the subclusters of [off, end) the data of host clusters from
+// first on, where off's cluster begins; what else these clusters hold stays as
+// the bitmap says. The caller holds the guest range alone.
+func (img *Image) link(off, end, first int64) error {
+	g := img.g
+	for off < end {
+		stop := min(end, g.tableEnd(off))
 		err := img.update(func() error {
-			return img.setEntries(off, k, func(i int64, _ l2Entry) l2Entry {
-				return newDataEntry(hostOffset((first + i) << img.g.clusterBits))
+			return img.setRange(off, stop, func(i int64, old mapping, from, to uint) mapping {
+				m := mapping{entry: newDataEntry(hostOffset((first + i) << g.clusterBits))}
+				if g.extendedL2 {
+					m.sub = old.subclusters(g).withData(from, to)
+				}
+				return m
 			})
 		})
 		if err != nil {
 			return err
 		}
-		off, first, n = off+k<<img.g.clusterBits, first+k, n-k
+		first += g.cluster(stop) - g.cluster(off)
+		off = stop
+	}
+	return nil
+}
+
+// linkEmpty makes the whole guest clusters from off on refer to n host clusters
+// from first on that hold zeros. In an image with subclusters these stay
+// unallocated, so that a backing file shows through them, or, with hide, become
+// zeros.
+func (img *Image) linkEmpty(off, first, n int64, hide bool) error {
+	g := img.g
+	for n > 0 {
+		k := min(n, (g.tableEnd(off)-off)>>g.clusterBits)
+		err := img.update(func() error {
+			return img.setEntries(off, k, func(i int64, _ mapping) mapping {
+				m := mapping{entry: newDataEntry(hostOffset((first + i) << g.clusterBits))}
+				if g.extendedL2 && hide {
+					m.sub = allZero
+				}
+				return m
+			})
+		})
+		if err != nil {
+			return err
+		}
+		off, first, n = off+k<<g.clusterBits, first+k, n-k
 	}
 	return nil
 }

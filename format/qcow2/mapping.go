@@ -1,13 +1,13 @@
 package qcow2
 
-// run is what one stretch of the disk is in this image alone. All clusters of
-// a run are of one kind; those with a host offset lie one behind the other in
+// run is what one stretch of the disk is in this image alone. All (sub)clusters
+// of a run are of one kind; those with a host offset lie one behind the other in
 // the file.
 type run struct {
 	kind   clusterKind
 	length int64      // bytes from the offset asked for, at least 1
 	host   hostOffset // of the offset asked for; for compressed clusters unused
-	copied bool       // data and allocated zeros: may be changed in place
+	copied bool       // with a host cluster: that may be changed in place
 	entry  l2Entry    // of the first cluster
 }
 
@@ -77,7 +77,7 @@ func (img *Image) classify(off, n int64, cached func(hostOffset) *l2Slice) (r ru
 		if s == nil {
 			return r, r.length > 0, nil
 		}
-		more, err := img.extend(&r, s.entries[index:], pos, n)
+		more, err := img.extend(&r, &s.l2Table, index, pos, n)
 		if err != nil || !more {
 			return r, err == nil, err
 		}
@@ -85,21 +85,19 @@ func (img *Image) classify(off, n int64, cached func(hostOffset) *l2Slice) (r ru
 	return r, true, nil
 }
 
-// extend adds clusters of entries, which begin with the one of guest offset
-// pos, to r as long as they continue it. It reports whether all did; the error
-// is only for a run that would be empty.
-func (img *Image) extend(r *run, entries []l2Entry, pos, n int64) (bool, error) {
+// extend adds clusters of table, from entry index on, which is the one of guest
+// offset pos, to r as long as they continue it. It reports whether all did; the
+// error is only for a run that would be empty.
+func (img *Image) extend(r *run, table *l2Table, index int, pos, n int64) (bool, error) {
 	g := img.g
-	for _, e := range entries {
+	for i, e := range table.entries[index:] {
 		if r.length >= n {
 			return true, nil
 		}
 		kind := e.kind(g)
 		in := g.inCluster(pos)
-		host := hostOffset(0)
-		if kind == clusterData || kind == clusterZeroAlloc {
-			host = e.host() + hostOffset(in)
-		}
+		whole := g.clusterSize() - in
+		step := whole
 		err := e.check(g, img.version)
 		if err == nil && g.external {
 			err = e.checkExternal(g, pos)
@@ -110,14 +108,45 @@ func (img *Image) extend(r *run, entries []l2Entry, pos, n int64) (bool, error) 
 			}
 			return false, corruptf("guest offset %#x: %v", pos, err)
 		}
+		if table.bitmaps != nil {
+			m := table.at(index + i)
+			if !m.valid(g) {
+				if r.length > 0 {
+					return false, nil
+				}
+				return false, corruptf("guest offset %#x: L2 entry %#016x: Invalid subcluster bitmap %#016x", pos, uint64(e), uint64(m.sub))
+			}
+			first := g.subcluster(pos)
+			k, same := m.stretch(g, first)
+			kind, step = k, int64(first+same)<<g.subclusterBits()-in
+		}
+		host := hostOffset(0)
+		if kind.hasHost() {
+			host = e.host() + hostOffset(in)
+		}
 		if r.length == 0 {
 			*r = run{kind: kind, host: host, copied: e.copied(), entry: e}
-		} else if kind != r.kind || kind == clusterCompressed || e.copied() != r.copied || (kind == clusterData || kind == clusterZeroAlloc) && host != r.host+hostOffset(r.length) {
+		} else if kind != r.kind || kind == clusterCompressed || e.copied() != r.copied || kind.hasHost() && host != r.host+hostOffset(r.length) {
 			return false, nil
 		}
-		step := min(g.clusterSize()-in, n-r.length)
+		step = min(step, n-r.length)
 		r.length += step
 		pos += step
+		if step < whole {
+			return r.length >= n, nil // another subcluster is different
+		}
 	}
 	return true, nil
+}
+
+// mappingAt returns the L2 entry of the cluster that holds off.
+func (img *Image) mappingAt(off int64) (mapping, error) {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	s, err := img.loadedSlice(off)
+	if s == nil || err != nil {
+		return mapping{}, err
+	}
+	_, k := img.g.sliceAt(guestOffset(off))
+	return s.at(k), nil
 }

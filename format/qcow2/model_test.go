@@ -53,6 +53,10 @@ var geometryCases = []geometryCase{
 	{"512-data-backing", 300<<10 + 512, map[string]string{"cluster_size": "512", "data_file": "ext"}, 400 << 10},
 	{"64k-data", 4<<20 + 1536, map[string]string{"data_file": "ext", "lazy_refcounts": "on"}, 0},
 	{"4k-data-raw", 2<<20 + 512, map[string]string{"cluster_size": "4k", "data_file": "ext", "data_file_raw": "on"}, 0},
+	{"16k-extended", 2<<20 + 1536, map[string]string{"cluster_size": "16k", "extended_l2": "on"}, 0},
+	{"16k-extended-backing", 2 << 20, map[string]string{"cluster_size": "16k", "extended_l2": "on", "refcount_bits": "1"}, 3<<20 + 512},
+	{"64k-extended-metadata-backing", 3<<20 + 512, map[string]string{"extended_l2": "on", "preallocation": "metadata", "compression_type": "zstd"}, 2 << 20},
+	{"128k-extended-lazy", 4 << 20, map[string]string{"cluster_size": "128k", "extended_l2": "on", "lazy_refcounts": "on"}, 1 << 20},
 	{"2M-v3-4-zstd", 12 << 20, map[string]string{"cluster_size": "2M", "refcount_bits": "4", "compression_type": "zstd"}, 0},
 }
 
@@ -152,6 +156,9 @@ func (m *model) reopen() {
 func (m *model) span() (int64, int64) {
 	size := int64(len(m.want))
 	align := []int64{1, 512, m.img.ClusterSize()}[m.r.IntN(3)]
+	if m.img.g.extendedL2 && m.r.IntN(3) == 0 {
+		align = m.img.g.subclusterSize()
+	}
 	off := m.r.Int64N(size) / align * align
 	limit := []int64{1000, 3 * m.img.ClusterSize(), 1 << 18}[m.r.IntN(3)]
 	n := m.r.Int64N(min(limit, 1<<19)) + 1
@@ -223,8 +230,8 @@ func (m *model) step() {
 	}
 }
 
-// discard checks that a discarded range reads as before or, by whole clusters,
-// as zeros.
+// discard checks that a discarded range reads as before or, by whole clusters
+// or subclusters, as zeros.
 func (m *model) discard(off, n int64) error {
 	if err := m.img.Discard(off, n); err != nil {
 		return err
@@ -233,7 +240,7 @@ func (m *model) discard(off, n int64) error {
 	if _, err := m.img.ReadAt(got, off); err != nil {
 		return err
 	}
-	cs := m.img.ClusterSize()
+	cs := m.img.g.subclusterSize()
 	for at := off; at < off+n; {
 		end := min((at/cs+1)*cs, off+n)
 		p := got[at-off : end-off]
@@ -272,7 +279,7 @@ func (m *model) compressed(off int64) error {
 		}
 		return nil
 	}
-	if r.kind != clusterUnallocated && r.kind != clusterZeroPlain {
+	if r.kind.hasHost() || r.kind == clusterCompressed {
 		if !errors.Is(err, block.ErrUnsupported) {
 			return fmt.Errorf("compressed write over an allocated cluster: %v", err)
 		}

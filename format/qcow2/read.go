@@ -50,7 +50,7 @@ func (img *Image) readRange(p []byte, off int64) (int, error) {
 			err = img.readGuest(q, off, r.host)
 		case clusterCompressed:
 			err = img.readCompressed(q, off, r.entry)
-		case clusterUnallocated:
+		case clusterUnallocated, clusterUnallocatedAlloc:
 			err = img.readBacking(q, off)
 		default:
 			clear(q)

@@ -81,7 +81,7 @@ func (img *Image) countL1(r *references, off hostOffset, l1 []l1Entry) error {
 		return err
 	}
 	b := make([]byte, g.clusterSize())
-	entries := make([]l2Entry, g.l2Entries())
+	t := g.newL2Table(int(g.l2Entries()))
 	for i, e := range l1 {
 		if err := e.check(g); err != nil {
 			return fmt.Errorf("L1 entry %d: %w", i, err)
@@ -95,8 +95,8 @@ func (img *Image) countL1(r *references, off hostOffset, l1 []l1Entry) error {
 		if err := readPadded(img.file, b, int64(e.l2Table())); err != nil {
 			return err
 		}
-		decodeL2(entries, b)
-		if err := img.countL2(r, entries); err != nil {
+		t.decode(b)
+		if err := img.countL2(r, t.entries); err != nil {
 			return fmt.Errorf("L2 table at offset %#x: %w", int64(e.l2Table()), err)
 		}
 	}

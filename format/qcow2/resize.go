@@ -123,19 +123,17 @@ func (img *Image) clearTail(old, size int64) error {
 	if end == old {
 		return nil
 	}
-	r, err := img.lookup(old, end-old)
-	if err != nil {
-		return err
-	}
-	switch r.kind {
-	case clusterZeroPlain, clusterZeroAlloc:
-		return nil
-	case clusterUnallocated:
-		if img.backingIsZero(old, end-old) {
-			return nil
+	for old < end {
+		r, err := img.lookup(old, end-old)
+		if err != nil {
+			return err
 		}
+		if !r.kind.zero() && !(r.kind.unallocated() && img.backingIsZero(old, r.length)) {
+			return img.writeZeroBytes(old, end-old)
+		}
+		old += r.length
 	}
-	return img.writeZeroBytes(old, end-old)
+	return nil
 }
 
 // hideBacking makes unallocated clusters behind the end of the disk read as
@@ -156,7 +154,7 @@ func (img *Image) hideBacking(off, end int64) error {
 		}
 		return nil
 	}
-	return img.zeroClusters(off, end-off, false)
+	return img.zeroSubclusters(off, end-off, 0)
 }
 
 // preallocate allocates every cluster of [off, end), which lies behind the end
@@ -184,7 +182,7 @@ func (img *Image) preallocate(ctx context.Context, off, end int64, mode block.Pr
 			img.abandon(first, count)
 			return err
 		}
-		if err := img.link(off, first, count); err != nil {
+		if err := img.linkEmpty(off, first, count, img.backing != nil && img.backing.Size() > off); err != nil {
 			return err
 		}
 		off += count << g.clusterBits
@@ -359,7 +357,7 @@ func (img *Image) dropEntries(off, n int64, whole bool) error {
 	img.mu.RUnlock()
 	return img.update(func() error {
 		if !whole || e.copied() {
-			err := img.setEntries(off, n, func(int64, l2Entry) l2Entry { return 0 })
+			err := img.setEntries(off, n, func(int64, mapping) mapping { return mapping{} })
 			if err != nil || !whole {
 				return err
 			}

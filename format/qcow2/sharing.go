@@ -18,10 +18,12 @@ func (t *rewrite) readL2(table hostOffset) error {
 func (t *rewrite) entries() int64 { return t.img.g.l2Entries() }
 
 // entry returns an entry of the L2 table in t.buf.
-func (t *rewrite) entry(i int64) l2Entry { return l2Entry(binary.BigEndian.Uint64(t.buf[i*8:])) }
+func (t *rewrite) entry(i int64) l2Entry { return t.img.g.entryAt(t.buf, i) }
 
-// setEntry changes an entry of the L2 table in t.buf.
-func (t *rewrite) setEntry(i int64, e l2Entry) { binary.BigEndian.PutUint64(t.buf[i*8:], uint64(e)) }
+// setEntry changes an entry of the L2 table in t.buf. Its bitmap stays.
+func (t *rewrite) setEntry(i int64, e l2Entry) {
+	binary.BigEndian.PutUint64(t.buf[i*t.img.g.l2EntryBytes():], uint64(e))
+}
 
 // addTree adds delta, 1 or -1, to the refcounts of everything that an L1 table
 // refers to: its L2 tables and, once for each table, what these refer to.

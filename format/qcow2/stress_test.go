@@ -91,10 +91,13 @@ func (s *stress) layer() {
 		bits := 1 << r.IntN(7)
 		s.shares = bits >= 16
 		values["refcount_bits"] = fmt.Sprint(bits)
+		if s.cluster >= 16<<10 && r.IntN(2) == 0 {
+			values["extended_l2"] = "on"
+		}
 		values["compression_type"] = []string{"zlib", "zstd"}[r.IntN(2)]
 	}
 	s.fresh = true
-	if s.name == "" {
+	if s.name == "" || values["extended_l2"] == "on" {
 		values["preallocation"] = []string{"off", "off", "metadata", "falloc", "full"}[r.IntN(5)]
 		s.fresh = values["preallocation"] == "off"
 	}
@@ -136,7 +139,7 @@ func (s *stress) stockTurn() {
 		s.fresh = false
 	}
 	for range 4 + r.IntN(12) {
-		align := []int64{1, 512, s.cluster}[r.IntN(3)]
+		align := []int64{1, 512, max(s.cluster/32, 512), s.cluster}[r.IntN(4)]
 		off := r.Int64N(size) / align * align
 		n := min((r.Int64N(2*s.cluster+20_000)/align+1)*align, size-off)
 		op := []string{"write -q -s " + s.path("data"), "write -q -z", "write -q -z -u", "discard -q", "flush"}[r.IntN(5)]

@@ -99,7 +99,7 @@ func (img *Image) writeRange(p []byte, off int64) (int, error) {
 		switch {
 		case r.copied && r.kind == clusterData:
 			err = img.writeGuest(p[done:done+int(n)], off, r.host)
-		case r.copied && r.kind == clusterZeroAlloc:
+		case r.copied && r.kind.hasHost():
 			err = img.writeReused(p[done:done+int(n)], off, r.host)
 		default:
 			if n, err = img.needsClusters(off, n, int64(len(p)-done)); err == nil {
@@ -123,7 +123,7 @@ func (img *Image) needsClusters(off, n, limit int64) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if r.copied && (r.kind == clusterData || r.kind == clusterZeroAlloc) {
+		if r.copied && r.kind.hasHost() {
 			break
 		}
 		n += r.length
@@ -131,17 +131,17 @@ func (img *Image) needsClusters(off, n, limit int64) (int64, error) {
 	return n, nil
 }
 
-// writeReused writes to host clusters that are allocated but read as zeros:
-// what p does not cover of them is written as zeros.
+// writeReused writes to subclusters that have their place in a host cluster but
+// do not hold the bytes that are read: what p does not cover of them is written
+// with it.
 func (img *Image) writeReused(p []byte, off int64, host hostOffset) error {
 	g := img.g
-	start := g.roundDown(off)
+	start, end := g.subDown(off), g.subUp(off+int64(len(p)))
 	host -= hostOffset(off - start)
-	n := g.roundUp(off+int64(len(p))) - start
-	if err := img.fillClusters(p, off, host, n, false); err != nil {
+	if err := img.fillClusters(p, off, host, span{start, end}, false); err != nil {
 		return err
 	}
-	return img.link(start, g.cluster(int64(host)), n>>g.clusterBits)
+	return img.link(start, end, g.cluster(int64(host)))
 }
 
 // writeNew writes to newly allocated clusters: data first, then the L2 entries
@@ -160,12 +160,16 @@ func (img *Image) writeNew(p []byte, off int64) error {
 			return err
 		}
 		n := min(int64(len(p)), start+count<<g.clusterBits-off)
-		err = img.fillClusters(p[:n], off, hostOffset(first<<g.clusterBits), count<<g.clusterBits, fresh)
+		area, err := img.movedWith(off, off+n)
+		if err == nil {
+			host := hostOffset(first<<g.clusterBits + g.inCluster(area.lo))
+			err = img.fillClusters(p[:n], off, host, area, fresh)
+		}
 		if err != nil {
 			img.abandon(first, count)
 			return err
 		}
-		if err := img.link(start, first, count); err != nil {
+		if err := img.link(area.lo, area.hi, first); err != nil {
 			return err // a part may be linked: the rest leaks
 		}
 		p, off = p[n:], off+n
@@ -173,12 +177,40 @@ func (img *Image) writeNew(p []byte, off int64) error {
 	return nil
 }
 
-// fillClusters writes n bytes of host clusters, of which p at guest offset off
-// is a part; the rest is what the guest clusters hold now. Where the file is
-// fresh, zeros need not be written.
-func (img *Image) fillClusters(p []byte, off int64, host hostOffset, n int64, fresh bool) error {
+// movedWith returns the guest range that has to be written when [off, end)
+// goes to new host clusters: whole clusters; or, with subclusters, whole ones of
+// these, and on to the first and the last in the same clusters whose bytes the
+// old host cluster holds. The others keep reading as they do: they stay
+// unallocated or zero.
+func (img *Image) movedWith(off, end int64) (span, error) {
 	g := img.g
-	head := g.inCluster(off)
+	if !g.extendedL2 {
+		return span{g.roundDown(off), g.roundUp(end)}, nil
+	}
+	area := span{g.subDown(off), g.subUp(end)}
+	m, err := img.mappingAt(off)
+	if err != nil {
+		return area, err
+	}
+	if first, _ := m.stored(g); first < subclustersPerCluster {
+		area.lo = min(area.lo, g.roundDown(off)+int64(first)<<g.subclusterBits())
+	}
+	if m, err = img.mappingAt(end - 1); err != nil {
+		return area, err
+	}
+	if _, last := m.stored(g); last > 0 {
+		area.hi = max(area.hi, g.roundDown(end-1)+int64(last)<<g.subclusterBits())
+	}
+	return area, nil
+}
+
+// fillClusters writes the guest range area, of which p at guest offset off is a
+// part, to host; the rest is what the guest reads there now. Where the file is
+// fresh, zeros need not be written.
+func (img *Image) fillClusters(p []byte, off int64, host hostOffset, area span, fresh bool) error {
+	g := img.g
+	n := area.hi - area.lo
+	head := off - area.lo
 	tail := n - head - int64(len(p))
 	start := off - head
 	end := off + int64(len(p))
@@ -244,8 +276,8 @@ func (img *Image) readsZero(off, n int64) bool {
 		switch {
 		case err != nil:
 			return false
-		case r.kind == clusterZeroPlain || r.kind == clusterZeroAlloc:
-		case r.kind != clusterUnallocated || !img.backingIsZero(off, r.length):
+		case r.kind.zero():
+		case !r.kind.unallocated() || !img.backingIsZero(off, r.length):
 			return false
 		}
 		off += r.length
