@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/lamina-vm/lamina/format"
@@ -28,6 +29,12 @@ const modelSnapshots = 5
 func (m *model) snapshotStep() {
 	m.t.Helper()
 	ctx := context.Background()
+	if m.img.g.external {
+		if _, err := m.img.CreateSnapshot(ctx, "", time.Time{}); !errors.Is(err, syscall.ENOTSUP) {
+			m.t.Fatalf("a snapshot of an image with an external data file: %v", err)
+		}
+		return
+	}
 	i := 0
 	k := m.r.IntN(5)
 	if len(m.snaps) > 0 {
