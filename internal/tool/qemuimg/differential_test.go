@@ -75,6 +75,9 @@ var diskSize = regexp.MustCompile(`(disk size: |"actual-size": )[^\n,]*`)
 // dates are when the tools made a snapshot.
 var dates = regexp.MustCompile(`20\d\d-\d\d-\d\d \d\d:\d\d:\d\d|"date-n?sec": \d+`)
 
+// benchTime is how long a bench took.
+var benchTime = regexp.MustCompile(`Run completed in [0-9.]+ seconds`)
+
 // words splits a command line at spaces; single quotes keep what is in them.
 func words(line string) []string {
 	var list []string
@@ -333,7 +336,9 @@ func runCase(t *testing.T, base string, c diffCase) {
 		for line := range strings.SplitSeq(c.lines, ";") {
 			r := runTool(t, ours, sub, words(line))
 			statuses[i] += fmt.Sprint(r.status, " ")
-			fmt.Fprintf(&b, "$ qemu-img %s\n%s--- stderr\n%s\n--- status %d\n", line, dates.ReplaceAllString(diskSize.ReplaceAllString(r.stdout, "${1}X"), "DATE"), r.stderr, r.status)
+			out := diskSize.ReplaceAllString(r.stdout, "${1}X")
+			out = benchTime.ReplaceAllString(dates.ReplaceAllString(out, "DATE"), "Run completed in X seconds")
+			fmt.Fprintf(&b, "$ qemu-img %s\n%s--- stderr\n%s\n--- status %d\n", line, out, r.stderr, r.status)
 		}
 		release()
 		if ours {

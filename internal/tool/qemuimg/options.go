@@ -75,6 +75,12 @@ type common struct {
 // whether the option was good, else it has said why. Where done is set the
 // verb ends with status: the help was printed, or something was wrong.
 func (t *tool) parse(args []string, short string, long []getopt.Long, own func(getopt.Option) bool) (c common, status int, done bool) {
+	return t.parseBut("", args, short, long, own)
+}
+
+// parseBut is parse for a verb in which the letters in not are its own, as they
+// mean something else.
+func (t *tool) parseBut(not string, args []string, short string, long []getopt.Long, own func(getopt.Option) bool) (c common, status int, done bool) {
 	p := getopt.New(args, short, long)
 	for o, err := range p.All() {
 		switch {
@@ -86,33 +92,35 @@ func (t *tool) parse(args []string, short string, long []getopt.Long, own func(g
 			return c, t.badOption(err), true
 		}
 		ok := true
-		switch o.Val {
-		case 'h':
+		switch val := o.Val; {
+		case strings.ContainsRune(not, val):
+			ok = own(o)
+		case val == 'h':
 			return c, t.help(), true
-		case 'f':
+		case val == 'f':
 			c.format = o.Arg
-		case 'U':
+		case val == 'U':
 			c.noLock = true
-		case 'q':
+		case val == 'q':
 			c.quiet = true
-		case 'p':
+		case val == 'p':
 			c.progress = true
-		case 't':
+		case val == 't':
 			c.cache = o.Arg
-		case 'T':
+		case val == 'T':
 			c.srcCache = o.Arg
-		case 'o':
+		case val == 'o':
 			if ok = c.options.add(o.Arg); !ok {
 				t.errorf("Invalid option list: %s", o.Arg)
 			}
-		case optOutput:
+		case val == optOutput:
 			c.output, c.hasOutput = o.Arg, true
-		case optObject:
+		case val == optObject:
 			ok = t.object(o.Arg)
 			c.badObject = !ok
-		case optImageOpts:
+		case val == optImageOpts:
 			c.imageOpts = true
-		case optUntrusted:
+		case val == optUntrusted:
 			c.untrusted = true
 		default:
 			ok = own(o)
