@@ -21,6 +21,8 @@ type Info struct {
 	FullBackingFile string
 	// Probed says that the format was guessed.
 	Probed bool
+	// Usage is what the structures of the file take, if it was asked for.
+	Usage []format.UsageItem
 }
 
 // InfoOptions are the choices of [Inspect].
@@ -32,6 +34,9 @@ type InfoOptions struct {
 	Secrets format.Secrets
 	// Chain describes the backing files too.
 	Chain bool
+	// Usage finds out what each structure of the file takes, for which all
+	// tables are read.
+	Usage bool
 }
 
 // Inspect describes an image: one Info, or with opts.Chain one for each image
@@ -59,6 +64,11 @@ func Inspect(ctx context.Context, name string, opts InfoOptions) ([]Info, error)
 		if err != nil {
 			return nil, fmt.Errorf("describe %s: %w", name, err)
 		}
+		if opts.Usage {
+			if info.Usage, err = usage(ctx, l); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+		}
 		infos = append(infos, info)
 		if !opts.Chain || info.FullBackingFile == "" {
 			return infos, nil
@@ -84,4 +94,22 @@ func describe(l *Layer) (Info, error) {
 		info.FullBackingFile = combine(l.Name, info.BackingFile)
 	}
 	return info, nil
+}
+
+// usage returns what the parts of a layer's file take. Formats that have no
+// parts are data.
+func usage(ctx context.Context, l *Layer) ([]format.UsageItem, error) {
+	if r, ok := block.As[format.UsageReporter](l.Node); ok {
+		return r.Usage(ctx)
+	}
+	data := format.UsageItem{Name: "data", Key: "data", Count: 1, Bytes: l.file.Size()}
+	for e, err := range l.file.Extents(0, data.Bytes) {
+		if err != nil {
+			return nil, err
+		}
+		if !e.IsZero() {
+			data.DiskBytes += e.Length
+		}
+	}
+	return []format.UsageItem{data}, ctx.Err()
 }

@@ -190,6 +190,47 @@ func TestMapPictures(t *testing.T) {
 	qemutest.RequireClean(t, "a")
 }
 
+func TestUsage(t *testing.T) {
+	t.Chdir(t.TempDir())
+	mustLamina(t, "create -q -f qcow2 a 1G")
+	qemutest.IO(t, "qcow2", "a", "write -P 1 0 20M", "write -P 1 600M 1M")
+	qemutest.Img(t, "snapshot", "-c", "one", "a")
+	qemutest.IO(t, "qcow2", "a", "write -P 2 0 10M", "write -z 30M 64k", "write -c -P 3 40M 64k")
+	qemutest.Img(t, "bitmap", "--add", "a", "map")
+	type item struct {
+		Structure      string
+		Number, Length int64
+	}
+	type info struct {
+		Usage []item
+		Disk  int64 `json:"actual-size"`
+	}
+	var got []string
+	sum := int64(0)
+	for _, i := range decodeJSON[info](t, mustLamina(t, "info --usage --output=json a")).Usage {
+		sum += i.Length
+		if i.Structure != "unused" {
+			got = append(got, fmt.Sprintf("%s %d %d", i.Structure, i.Number, (i.Length+65535)>>16))
+		}
+	}
+	want := "header 1 1, refcount-table 1 1, refcount-blocks 1 1, l1-table 1 1, l2-tables 2 2, data 336 336, compressed 1 1, " +
+		"snapshot-table 1 1, snapshot-l1-tables 1 1, snapshot-l2-tables 1 1, snapshot-data 160 160, bitmap-directory 1 1, bitmaps 1 1"
+	if strings.Join(got, ", ") != want {
+		t.Errorf("got  %s\nwant %s", strings.Join(got, ", "), want)
+	}
+	st, err := os.Stat("a")
+	if err != nil || sum != st.Size() {
+		t.Errorf("the items are %d bytes, the file %v, %v", sum, st, err)
+	}
+	if out := mustLamina(t, "info --usage a"); !strings.Contains(out, "\n    data                                 336      21 MiB      21 MiB\n") {
+		t.Error(out)
+	}
+	mustLamina(t, "create -q -f raw b 1G")
+	if out := mustLamina(t, "info --usage b"); !strings.Contains(out, "data                                   1       1 GiB       4 KiB") {
+		t.Error(out)
+	}
+}
+
 func TestSparsifyAndCopy(t *testing.T) {
 	t.Chdir(t.TempDir())
 	mustLamina(t, "create -q -f qcow2 a 64M")

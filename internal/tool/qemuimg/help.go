@@ -143,6 +143,7 @@ Beyond qemu-img:
   convert '--progress=json' writes events on standard error
   map '--picture' draws what lies where; '--svg=FILE' and '--png=FILE' draw into
     files
+  info '--usage' shows what each structure of the file takes
   sparsify gives back the space of stored zeros, in place
   cp copies an image file with its holes, or shares its storage; '-n' replaces
     nothing, '-u' keeps a relative backing name that leads elsewhere

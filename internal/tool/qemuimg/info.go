@@ -16,9 +16,17 @@ func (t *tool) info(args []string) int {
 	opts := image.InfoOptions{Secrets: &t.secrets}
 	long := []getopt.Long{longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce}
 	if t.extended() {
-		long = append(long, longUntrusted)
+		long = append(long, longUntrusted, getopt.Long{Name: "usage", Val: optUsage})
 	}
-	c, status, done := t.parse(args, ":hf:U", long, func(getopt.Option) bool { opts.Chain = true; return true })
+	c, status, done := t.parse(args, ":hf:U", long, func(o getopt.Option) bool {
+		switch o.Val {
+		case optChain:
+			opts.Chain = true
+		case optUsage:
+			opts.Usage = true
+		}
+		return true
+	})
 	if done {
 		return status
 	}
@@ -123,6 +131,12 @@ func (t *tool) printInfo(i image.Info) {
 		t.printf("Format specific information:\n")
 		t.printFields(i.Specific, "    ")
 	}
+	if len(i.Usage) > 0 {
+		t.printf("Usage of the file:\n    %-30s%10s%12s%12s\n", "structure", "number", "length", "on disk")
+		for _, u := range i.Usage {
+			t.printf("    %-30s%10d%12s%12s\n", u.Name, u.Count, humanSize(u.Bytes), humanSize(u.DiskBytes))
+		}
+	}
 }
 
 // printSnapshots lists snapshots.
@@ -201,6 +215,13 @@ func infoJSON(i image.Info) object {
 		o.add("backing-filename", i.BackingFile)
 	}
 	o.add("dirty-flag", i.Dirty)
+	if len(i.Usage) > 0 {
+		var list []any
+		for _, u := range i.Usage {
+			list = append(list, object{{"structure", u.Key}, {"number", u.Count}, {"length", u.Bytes}, {"disk-size", u.DiskBytes}})
+		}
+		o.add("usage", list)
+	}
 	return o
 }
 
