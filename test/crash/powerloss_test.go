@@ -125,7 +125,7 @@ func rawCases() []verbCase {
 		{verb: "convert", setup: setup, fills: []imageFile{src}, lines: "convert -t writeback -f raw -O raw @src @dst", see: []watched{{dst, target}}},
 		{verb: "convert", setup: setup, fills: []imageFile{src}, lines: "convert -t writeback -f raw -O raw -o preallocation=full @src @dst", see: []watched{{dst, target}}},
 		{verb: "convert -n", setup: setup + "; create -q -f raw @dst 100k", fills: []imageFile{src, dst}, lines: "convert -n -t writeback -f raw -O raw @src @dst", see: []watched{{dst, refilled}}},
-		{verb: "convert -n", setup: setup + "; create -q -f raw @dst 70k", fills: []imageFile{src, dst}, lines: "convert -n -W -m 4 -t none -f raw -O raw @src @dst", see: []watched{{dst, refilled}}},
+		{verb: "convert -n", setup: setup + "; create -q -f raw @dst 70k", fills: []imageFile{src, dst}, lines: "convert -n -W -m 4 -t writethrough -f raw -O raw @src @dst", see: []watched{{dst, refilled}}},
 	}
 }
 

@@ -114,10 +114,9 @@ func (c *tally) report(t *testing.T, least map[string]int, all int) {
 	}
 }
 
-// run records the verb and checks every state.
-func (c verbCase) run(t *testing.T, seed uint64, samples int) (states int) {
-	dir := tempDir(t)
-	r := rand.New(rand.NewPCG(seed, 1))
+// prepare makes the files that the verb works on, in dir.
+func (c verbCase) prepare(t *testing.T, dir string, r *rand.Rand) {
+	t.Helper()
 	if c.setup != "" {
 		mustCommand(t, dir, c.setup)
 	}
@@ -137,6 +136,13 @@ func (c verbCase) run(t *testing.T, seed uint64, samples int) (states int) {
 			mustCommand(t, dir, step)
 		}
 	}
+}
+
+// run records the verb and checks every state.
+func (c verbCase) run(t *testing.T, seed uint64, samples int) (states int) {
+	dir := tempDir(t)
+	r := rand.New(rand.NewPCG(seed, 1))
+	c.prepare(t, dir, r)
 	before := c.views(t, dir)
 	w := recordFiles(t, dir, func(*world) { mustCommand(t, dir, c.lines) })
 	after := c.views(t, dir)
