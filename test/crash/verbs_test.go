@@ -48,6 +48,7 @@ type verbCase struct {
 
 // mixes are the features of qcow2 images by their creation options.
 var mixes = []string{
+	"cluster_size=16k,extended_l2=on",
 	"compat=0.10,cluster_size=512",
 	"cluster_size=512",
 	"cluster_size=512,refcount_bits=1",
