@@ -275,7 +275,7 @@ func (img *Image) reload() error {
 // checkSnapshotTable reads the snapshot table and returns the number of
 // entries that are damaged. Incomplete entries are reported but not repaired.
 func (c *checker) checkSnapshotTable() (int64, error) {
-	if err := c.img.readSnapshots(); err != nil {
+	if err := c.img.readSnapshots(false); err != nil {
 		c.res.CheckErrors++
 		c.report("ERROR failed to read the snapshot table: %v", err)
 		return 0, errors.Join(err, syscall.EINVAL)

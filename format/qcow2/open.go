@@ -103,6 +103,11 @@ func (img *Image) readHead(fileSize int64, opts format.OpenOptions) error {
 	if err := h.validate(fileSize, decodeFeatureNames(names), opts.ForCheck); err != nil {
 		return err
 	}
+	if opts.Untrusted {
+		if err := h.checkUntrusted(); err != nil {
+			return err
+		}
+	}
 	if img.wr != nil && h.incompat&incompatCorrupt != 0 && !opts.ForCheck {
 		return corruptf("qcow2: Image is corrupt; cannot be opened read/write")
 	}
@@ -148,7 +153,7 @@ func (img *Image) readTables(opts format.OpenOptions) error {
 		return couldNotRead("L1 table", err)
 	}
 	img.l1 = decodeL1(b)
-	if err := img.readSnapshots(); err != nil && !opts.ForCheck {
+	if err := img.readSnapshots(opts.Untrusted); err != nil && (!opts.ForCheck || opts.Untrusted) {
 		return err
 	}
 	if img.wr == nil {
@@ -168,7 +173,7 @@ func (img *Image) readRefTable() error {
 }
 
 // readSnapshots reads the snapshot table, whose length only its entries tell.
-func (img *Image) readSnapshots() error {
+func (img *Image) readSnapshots(untrusted bool) error {
 	count := int(img.hdr.snapshotCount)
 	if count == 0 {
 		return nil
@@ -176,7 +181,11 @@ func (img *Image) readSnapshots() error {
 	// A check goes on with a table behind the end of the file, as stock does:
 	// it reads as zeros, which are entries without anything.
 	rest := img.file.Size() - int64(img.hdr.snapshotsOffset)
-	rest = min(max(rest, int64(count)*snapshotFixed), maxSnapshotBytes)
+	limit := int64(maxSnapshotBytes)
+	if untrusted {
+		limit = untrustedSnapshotBytes
+	}
+	rest = min(max(rest, int64(count)*snapshotFixed), limit)
 	for n := int64(64 << 10); ; n *= 4 {
 		n = min(n, rest)
 		b := make([]byte, n)
