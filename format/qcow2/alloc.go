@@ -277,16 +277,20 @@ func (img *Image) writeMovedRefTable() error {
 }
 
 // A freedRun is a run of host clusters that lost one reference each.
-type freedRun struct{ first, n int64 }
+type freedRun struct {
+	first, n int64
+	keep     bool // its space stays with the file
+}
 
 // release notes that [first, first+n) lost a reference that the file still
 // has; the clusters are given back after the next barrier.
 func (img *Image) release(first, n int64) {
-	if k := len(img.freed); k > 0 && img.freed[k-1].first+img.freed[k-1].n == first {
+	keep := img.rt.keepSpace[img.freeing]
+	if k := len(img.freed); k > 0 && img.freed[k-1].first+img.freed[k-1].n == first && img.freed[k-1].keep == keep {
 		img.freed[k-1].n += n
 		return
 	}
-	img.freed = append(img.freed, freedRun{first, n})
+	img.freed = append(img.freed, freedRun{first, n, keep})
 }
 
 // releaseEntry releases what an L2 entry referred to, unless the image's own

@@ -186,7 +186,7 @@ func (img *Image) newBlockData(s *newRefcountPlan, index int64) ([]byte, error) 
 // old one back. The caller holds wbMu.
 func (img *Image) switchRefcounts(s *newRefcountPlan) error {
 	h := img.hdr
-	oldTable := freedRun{img.g.cluster(int64(h.refTableOffset)), int64(h.refTableClusters)}
+	oldTable := freedRun{first: img.g.cluster(int64(h.refTableOffset)), n: int64(h.refTableClusters)}
 	h.refcountOrder = uint32(s.g.refcountOrder)
 	h.refTableOffset = uint64(s.first << s.g.clusterBits)
 	h.refTableClusters = uint32(s.tableClusters())
@@ -197,7 +197,7 @@ func (img *Image) switchRefcounts(s *newRefcountPlan) error {
 	old := []freedRun{oldTable}
 	for _, e := range img.refs.table {
 		if e.block() != 0 {
-			old = append(old, freedRun{img.g.cluster(int64(e.block())), 1})
+			old = append(old, freedRun{first: img.g.cluster(int64(e.block())), n: 1})
 		}
 	}
 	img.g = s.g

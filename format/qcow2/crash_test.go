@@ -72,7 +72,7 @@ func (run *crashRun) note(flushed bool) {
 
 func (run *crashRun) open(t *testing.T, file block.Node) *Image {
 	t.Helper()
-	opts := format.OpenOptions{Writable: true, Filename: "crash"}
+	opts := format.OpenOptions{Writable: true, Filename: "crash", Values: run.m.c.runtime()}
 	if run.m.c.backing > 0 {
 		opts.Opener = modelOpener{run.m.back}
 	}
@@ -85,7 +85,7 @@ func (run *crashRun) open(t *testing.T, file block.Node) *Image {
 
 // check checks the disk that a power loss after n events left.
 func (run *crashRun) check(n int, disk *memory.Disk) error {
-	opts := format.OpenOptions{Writable: true, Filename: "crash"}
+	opts := format.OpenOptions{Writable: true, Filename: "crash", Values: run.m.c.runtime()}
 	if run.m.c.backing > 0 {
 		opts.Opener = modelOpener{run.m.back}
 	}
@@ -192,6 +192,7 @@ func TestCrash(t *testing.T) {
 		{"16k-extended", 200 << 10, map[string]string{"cluster_size": "16k", "extended_l2": "on"}, 0},
 		{"16k-extended-64-backing", 200 << 10, map[string]string{"cluster_size": "16k", "extended_l2": "on", "refcount_bits": "64"}, 300 << 10},
 		{"16k-extended-metadata", 160 << 10, map[string]string{"cluster_size": "16k", "extended_l2": "on", "preallocation": "metadata"}, 100 << 10},
+		{"512-no-unref", 40 << 10, map[string]string{"cluster_size": "512"}, 30 << 10},
 		{"512-lazy", 40 << 10, map[string]string{"cluster_size": "512", "lazy_refcounts": "on"}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -135,7 +135,7 @@ func (img *Image) begin() error {
 	}
 	img.mu.Lock()
 	h := img.hdr
-	lazy := h.compat&compatLazyRefcounts != 0 && h.version >= 3
+	lazy := img.lazyRefcounts(h)
 	if lazy {
 		h.incompat |= incompatDirty
 	}

@@ -42,7 +42,7 @@ func joinRuns(runs []freedRun) []freedRun {
 	slices.SortFunc(runs, func(a, b freedRun) int { return cmp.Compare(a.first, b.first) })
 	out := runs[:0]
 	for _, r := range runs {
-		if k := len(out); k > 0 && out[k-1].first+out[k-1].n == r.first {
+		if k := len(out); k > 0 && out[k-1].first+out[k-1].n == r.first && out[k-1].keep == r.keep {
 			out[k-1].n += r.n
 			continue
 		}
@@ -71,7 +71,7 @@ func (img *Image) lastReferences(runs []freedRun) ([]freedRun, error) {
 			if err != nil {
 				return nil, err
 			}
-			if refs != 1+lost[c] {
+			if refs != 1+lost[c] || r.keep {
 				continue
 			}
 			if img.pack.cluster(img.g) == c {
@@ -80,7 +80,7 @@ func (img *Image) lastReferences(runs []freedRun) ([]freedRun, error) {
 			if k := len(out); k > 0 && out[k-1].first+out[k-1].n == c {
 				out[k-1].n++
 			} else {
-				out = append(out, freedRun{c, 1})
+				out = append(out, freedRun{first: c, n: 1})
 			}
 		}
 	}

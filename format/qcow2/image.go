@@ -28,6 +28,7 @@ type Image struct {
 	name   string       // for messages
 	g      geometry
 	unsafe bool // skip barriers
+	rt     runtimeOptions
 
 	version       uint32
 	exts          []extension
@@ -57,9 +58,10 @@ type Image struct {
 	l1Dirty span // indexes of entries that differ from the file
 	l2      l2Cache
 	refs    refcounts
-	meta    clusterSet // clusters that hold metadata; only if writable
-	freed   []freedRun // unlinked in memory, given back after the next barrier
-	fileEnd int64      // what lies behind was never in use and reads as zeros
+	meta    clusterSet  // clusters that hold metadata; only if writable
+	freed   []freedRun  // unlinked in memory, given back after the next barrier
+	freeing discardKind // why what is released is
+	fileEnd int64       // what lies behind was never in use and reads as zeros
 	pack    packCursor
 	lazy    bool // refcounts on disk are not kept true; the dirty bit says so
 

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -40,6 +41,19 @@ type geometryCase struct {
 	backing int64 // size of a backing file, 0 for none
 }
 
+// runtime returns the options that images of the case are opened with, which
+// their names say.
+func (c geometryCase) runtime() map[string]string {
+	values := map[string]string{}
+	if strings.Contains(c.name, "no-unref") {
+		values["discard-no-unref"] = "on"
+	}
+	if strings.Contains(c.name, "opened-lazy") {
+		values["lazy-refcounts"] = "on"
+	}
+	return values
+}
+
 var geometryCases = []geometryCase{
 	{"512-v3-16", 300<<10 + 512, map[string]string{"cluster_size": "512"}, 0},
 	{"512-v3-64-backing", 400 << 10, map[string]string{"cluster_size": "512", "refcount_bits": "64"}, 300 << 10},
@@ -57,6 +71,9 @@ var geometryCases = []geometryCase{
 	{"16k-extended-backing", 2 << 20, map[string]string{"cluster_size": "16k", "extended_l2": "on", "refcount_bits": "1"}, 3<<20 + 512},
 	{"64k-extended-metadata-backing", 3<<20 + 512, map[string]string{"extended_l2": "on", "preallocation": "metadata", "compression_type": "zstd"}, 2 << 20},
 	{"128k-extended-lazy", 4 << 20, map[string]string{"cluster_size": "128k", "extended_l2": "on", "lazy_refcounts": "on"}, 1 << 20},
+	{"16k-extended-data", 2 << 20, map[string]string{"cluster_size": "16k", "extended_l2": "on", "data_file": "ext"}, 1 << 20},
+	{"4k-no-unref-opened-lazy", 2 << 20, map[string]string{"cluster_size": "4k"}, 1 << 20},
+	{"16k-extended-no-unref", 2 << 20, map[string]string{"cluster_size": "16k", "extended_l2": "on"}, 1 << 20},
 	{"2M-v3-4-zstd", 12 << 20, map[string]string{"cluster_size": "2M", "refcount_bits": "4", "compression_type": "zstd"}, 0},
 }
 
@@ -125,7 +142,7 @@ func fillRandom(r *rand.Rand, p []byte) {
 
 func (m *model) open() {
 	m.t.Helper()
-	opts := format.OpenOptions{Writable: true, Filename: "model"}
+	opts := format.OpenOptions{Writable: true, Filename: "model", Values: m.c.runtime()}
 	if m.c.backing > 0 {
 		opts.Opener = modelOpener{m.back}
 	}

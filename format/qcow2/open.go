@@ -26,14 +26,14 @@ func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image
 		}
 		img.wr = w
 	}
-	for k := range opts.Values {
-		return nil, img.fail("open", unsupportedf("option %s", k))
-	}
 	size := file.Size()
 	if size > maxFileSize {
 		return nil, img.fail("open", unsupportedf("the file has %d bytes, more than %d", size, int64(maxFileSize)))
 	}
 	if err := img.readHead(size, opts); err != nil {
+		return nil, err
+	}
+	if err := img.parseRuntime(opts.Values); err != nil {
 		return nil, err
 	}
 	if name, ok := findExtension(img.exts, extDataFile); ok || img.g.external {

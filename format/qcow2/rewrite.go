@@ -252,7 +252,7 @@ func (img *Image) reloadTables() error {
 func (t *rewrite) discard(freed *clusterSet) {
 	img := t.img
 	d, ok := block.As[block.Discarder](img.file)
-	if !ok {
+	if !ok || img.rt.keepSpace[discardSnapshot] {
 		return
 	}
 	for first, n := range freed.runs() {

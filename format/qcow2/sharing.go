@@ -69,11 +69,11 @@ func (t *rewrite) addL2(delta int) error {
 		var r freedRun
 		switch e.kind(t.img.g) {
 		case clusterData, clusterZeroAlloc:
-			r = freedRun{g.cluster(int64(e.host())), 1}
+			r = freedRun{first: g.cluster(int64(e.host())), n: 1}
 		case clusterCompressed:
 			off, n := e.compressedRange(g)
 			first := g.cluster(int64(off))
-			r = freedRun{first, g.cluster(int64(off)+n-1) - first + 1}
+			r = freedRun{first: first, n: g.cluster(int64(off)+n-1) - first + 1}
 		default:
 			continue
 		}

@@ -191,7 +191,9 @@ func (img *Image) zeroRun(off int64, r run, flags block.ZeroFlags) error {
 // The host clusters stay, unless unmap is set and all of their subclusters read
 // as zeros now.
 func (img *Image) setZero(off int64, r run, unmap bool) error {
-	return img.update(func() error {
+	punch := unmap && img.rt.keepHost
+	unmap = unmap && !punch
+	err := img.updateRequested(func() error {
 		return img.setRange(off, img.runEnd(off, r), func(_ int64, old mapping, first, end uint) mapping {
 			keeps := old.entry.kind(img.g) != clusterCompressed && !unmap
 			if !img.g.extendedL2 {
@@ -207,12 +209,25 @@ func (img *Image) setZero(off int64, r run, unmap bool) error {
 			return m
 		})
 	})
+	if punch && err == nil {
+		img.punch(r)
+	}
+	return err
+}
+
+// updateRequested is update for what the guest asked to give up.
+func (img *Image) updateRequested(change func() error) error {
+	return img.update(func() error {
+		img.freeing = discardRequest
+		defer func() { img.freeing = discardOther }()
+		return change()
+	})
 }
 
 // setUnallocated makes the clusters of a run, which lies in one L2 table, refer
 // to nothing.
 func (img *Image) setUnallocated(off int64, r run) error {
-	return img.update(func() error {
+	return img.updateRequested(func() error {
 		return img.setRange(off, img.runEnd(off, r), func(int64, mapping, uint, uint) mapping { return mapping{} })
 	})
 }
