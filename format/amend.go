@@ -26,3 +26,9 @@ type AmendOptions struct {
 	// amendment's own choice, ascending. May be nil.
 	Progress func(done, total int64)
 }
+
+// AmendLister is a driver with options for amend that are no creation options
+// too. AmendOptions returns all that [Amender] takes, sorted by name.
+type AmendLister interface {
+	AmendOptions() []Option
+}

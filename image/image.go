@@ -82,6 +82,8 @@ type Options struct {
 	Fill bool
 
 	use use
+	// commitTo is the depth of the layer that is written too, 0 for none.
+	commitTo int
 }
 
 // use is what an image is opened for, which decides its locks.
@@ -92,6 +94,7 @@ const (
 	useInfo               // only headers are read
 	useSource             // read what nobody may change meanwhile
 	useResize
+	useCommit // the layers above Options.commitTo are written into it
 )
 
 // Layer is one image of a backing chain.
@@ -104,6 +107,9 @@ type Layer struct {
 	Probed bool
 	// Node is the disk from this layer down. It belongs to the Image.
 	Node block.Node
+
+	depth    int  // in the chain, 0 is the image itself
+	writable bool // opened for writing
 
 	file *file.File
 	data *file.File // external data file, nil if there is none or it is closed
@@ -195,7 +201,8 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 	if formatName == "" {
 		formatName = loc.format
 	}
-	l := &Layer{Name: loc.path, values: loc.values}
+	l := &Layer{Name: loc.path, values: loc.values, depth: len(c.layers)}
+	l.writable = c.opts.Writable && (top || c.opts.use == useCommit && l.depth == c.opts.commitTo)
 	drv, err := c.openFile(l, loc.path, formatName, top)
 	if err != nil {
 		return nil, err
@@ -218,7 +225,7 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 // comes before the locks because they depend on the format: who reads a raw
 // image does not mind a writer.
 func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Driver, error) {
-	writable := top && c.opts.Writable
+	writable := l.writable
 	var drv format.Driver
 	if formatName != "" {
 		if drv = all.Find(formatName); drv == nil {
@@ -241,7 +248,7 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 	}
 	opts.Locks = &file.Locks{}
 	if drv != nil {
-		locks := c.locks(drv.Name(), top)
+		locks := c.locks(l, drv.Name(), top)
 		opts.Locks, opts.Growable = &locks, writable && drv.Name() != rawName
 	}
 	f, err := file.Open(path, opts)
@@ -252,7 +259,7 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 		l.Probed = true
 		drv, err = probe(f, path)
 		if locks := (file.Locks{}); err == nil && !c.opts.NoLock {
-			if locks = c.locks(drv.Name(), top); locks != (file.Locks{}) {
+			if locks = c.locks(l, drv.Name(), top); locks != (file.Locks{}) {
 				err = f.ChangeLocks(locks)
 			}
 		}
@@ -266,10 +273,12 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 }
 
 // locks returns the locks that stock QEMU takes for the same use.
-func (c *chain) locks(formatName string, top bool) file.Locks {
+func (c *chain) locks(l *Layer, formatName string, top bool) file.Locks {
 	raw := formatName == rawName
 	switch {
-	case !top && raw && c.opts.use == useContent && !c.opts.Writable:
+	case c.opts.use == useCommit && l.depth > 0 && l.depth <= c.opts.commitTo:
+		return commitLocks(l.writable, raw)
+	case !top && raw && c.opts.use != useSource && c.opts.use != useInfo:
 		return file.SharedReadLocks()
 	case !top:
 		return file.StableReadLocks()
@@ -290,7 +299,7 @@ func (c *chain) locks(formatName string, top bool) file.Locks {
 // openDisk opens the format inside the layer's file.
 func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path string, top bool) error {
 	opts := format.OpenOptions{
-		Writable:  top && c.opts.Writable,
+		Writable:  l.writable,
 		Filename:  l.Name,
 		Untrusted: c.opts.Untrusted,
 		ForCheck:  top && c.opts.ForCheck,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 	"strings"
 
 	"github.com/lamina-vm/lamina/block"
@@ -35,17 +36,12 @@ func (img *Image) Amend(ctx context.Context, opts format.AmendOptions) error {
 	if err != nil {
 		return err
 	}
-	p := &amendProgress{report: opts.Progress}
-	if err := img.amend(ctx, a, opts, p); err != nil {
-		return err
-	}
-	p.end()
-	return nil
+	return img.amend(ctx, a, opts, &amendProgress{report: opts.Progress})
 }
 
 func (img *Image) amend(ctx context.Context, a *amendment, opts format.AmendOptions, p *amendProgress) error {
 	if a.version > img.version {
-		if err := img.upgrade(); err != nil {
+		if err := img.upgrade(ctx); err != nil {
 			return err
 		}
 	}
@@ -137,12 +133,7 @@ func (img *Image) planAmend(opts format.AmendOptions) (*amendment, error) {
 
 // amendable reports whether amend takes an option.
 func amendable(name string) bool {
-	for _, o := range (Driver{}).Options() {
-		if o.Name == name {
-			return o.Amendable
-		}
-	}
-	return false
+	return slices.ContainsFunc(Driver{}.AmendOptions(), func(o format.Option) bool { return o.Name == name })
 }
 
 func parseAmendCompat(v string) (uint32, error) {
@@ -180,7 +171,7 @@ func (img *Image) checkAmendment(a *amendment) error {
 		return unsupportedf("Can't amend encryption options - encryption not present")
 	case len(a.encrypt) > 0 && img.hdr.cryptMethod != 2:
 		return unsupportedf("Only LUKS encryption options can be amended for qcow2 with qcow2 format")
-	case a.refcountOrder != img.g.refcountOrder && a.version < 3:
+	case a.refcountOrder != img.g.refcountOrder && a.refcountOrder != 4 && a.version < 3:
 		return unsupportedf("Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)")
 	case a.lazy && a.version < 3 && img.hdr.compat&compatLazyRefcounts == 0:
 		return unsupportedf("Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)")
@@ -208,8 +199,17 @@ func (img *Image) checkAmendment(a *amendment) error {
 	return nil
 }
 
-// upgrade makes a version 2 image one of version 3.
-func (img *Image) upgrade() error {
+// upgrade makes a version 2 image one of version 3. That wants entries of
+// snapshots with the disk's size, which old ones do not have.
+func (img *Image) upgrade(ctx context.Context) error {
+	if slices.ContainsFunc(img.snapshots, func(s snapshot) bool { return len(s.extra) < 16 }) {
+		err := img.rewrite(ctx, func(t *rewrite) error {
+			return t.replaceSnapshots(slices.Clone(t.snapshots)) // which completes them
+		})
+		if err != nil {
+			return err
+		}
+	}
 	if err := img.writeback(false); err != nil {
 		return err
 	}
@@ -308,7 +308,7 @@ func (p *amendProgress) step() {
 	}
 }
 
-// end says that everything is done.
+// end says that everything is done, also where there was nothing to do.
 func (p *amendProgress) end() {
 	if p.report != nil {
 		p.report(max(p.total, 1), max(p.total, 1))

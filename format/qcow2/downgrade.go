@@ -39,6 +39,7 @@ func (img *Image) downgrade(ctx context.Context, p *amendProgress) error {
 	if err := img.writeback(true); err != nil {
 		return err
 	}
+	p.end()
 	img.wbMu.Lock()
 	defer img.wbMu.Unlock()
 	h := img.hdr

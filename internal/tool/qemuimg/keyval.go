@@ -1,6 +1,7 @@
 package qemuimg
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 
@@ -129,13 +130,15 @@ func findOption(list []format.Option, name string) *format.Option {
 
 // parse takes an option list over. It returns what is wrong with it in the
 // stock tool's words, or "".
-func (c *creation) parse(l *optionList) string {
+func (c *creation) parse(l *optionList) string { return c.parseWith(l, allOptions(c.drv)) }
+
+// parseWith is parse with the options that there are.
+func (c *creation) parseWith(l *optionList, options []format.Option) string {
 	c.values = map[string]string{}
 	c.given = map[string]string{}
 	if !l.set {
 		return ""
 	}
-	options := allOptions(c.drv)
 	for _, kv := range l.parse("") {
 		o := findOption(options, kv.key)
 		if o == nil {
@@ -163,7 +166,9 @@ func (c *creation) parse(l *optionList) string {
 			v = strconv.FormatUint(n, 10)
 		case format.TypeNumber:
 			n, err := strconv.ParseUint(v, 0, 64)
-			if err != nil {
+			if errors.Is(err, strconv.ErrRange) {
+				return "Value '" + v + "' is too large for parameter '" + kv.key + "'"
+			} else if err != nil {
 				return "Parameter '" + kv.key + "' expects a number"
 			}
 			v = strconv.FormatUint(n, 10)

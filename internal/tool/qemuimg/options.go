@@ -31,6 +31,7 @@ const (
 	optFlushInterval
 	optNoDrain
 	optPattern
+	optForce
 )
 
 // Long options that several verbs have. QEMU 10 gave many of the letters a

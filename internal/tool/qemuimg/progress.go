@@ -93,6 +93,18 @@ func (m *meter) finish() {
 	m.endLine()
 }
 
+// again shows that everything is done even if that is shown already, as verbs
+// of the stock tool do whose work reports it too.
+func (m *meter) again() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.begin()
+	m.percent = 100
+	if m.show {
+		m.print()
+	}
+}
+
 // end ends the line after a failure.
 func (m *meter) end() {
 	m.mu.Lock()
