@@ -33,7 +33,7 @@ type DirtyRun struct{ Start, Length int64 }
 // BitmapKeeper is a node whose image can hold dirty bitmaps (qcow2: spec
 // "Bitmaps extension").
 //
-// Changes are made in memory and stored when the node is closed. What is
+// Changes are made in memory and stored by StoreBitmaps and by Close. What is
 // written to the disk meanwhile is recorded in the enabled bitmaps; if the node
 // is not closed properly then, the image's bitmaps are inconsistent, all others
 // are as they were. Errors say what is wrong in QEMU's words; all methods are
@@ -61,7 +61,19 @@ type BitmapKeeper interface {
 	// what is behind the end of the disk is left out. An error of runs ends
 	// it, with a part of them added.
 	MarkDirty(name string, runs iter.Seq2[DirtyRun, error]) error
+	// StoreBitmaps makes the image hold the bitmaps as they are, durably.
+	// Nobody may write to the disk meanwhile.
+	StoreBitmaps() error
 }
+
+// ErrActiveBitmaps matches block.ErrUnsupported: a snapshot cannot be applied
+// to an image with bitmaps.
+var ErrActiveBitmaps error = activeBitmaps{}
+
+type activeBitmaps struct{}
+
+func (activeBitmaps) Error() string        { return "Device has active dirty bitmaps" }
+func (activeBitmaps) Is(target error) bool { return target == block.ErrUnsupported }
 
 // BitmapBytes returns what bitmaps need in a qcow2 image with clusters of
 // clusterSize bytes and a disk of diskSize bytes, at most: every bit stored,

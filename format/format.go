@@ -74,6 +74,9 @@ type OpenOptions struct {
 	ForCheck bool
 	// Unsafe skips flushes (cache mode "unsafe").
 	Unsafe bool
+	// Warn is told, while the image is opened, what is wrong with it and no
+	// error: a line, and what to do about it. May be nil.
+	Warn func(text, hint string)
 }
 
 // Opener opens another file that an image names.
@@ -146,6 +149,7 @@ type Info struct {
 	// Specific is the format's own table, in print order.
 	Specific  []InfoField
 	Snapshots []Snapshot
+	Bitmaps   []Bitmap
 }
 
 // InfoField is one line of "Format specific information". Name is the text

@@ -58,6 +58,11 @@ type ConvertOptions struct {
 	// CopyRange lets the kernel copy, where it can, without the data
 	// passing through this process; zeros are then not looked for.
 	CopyRange bool
+	// Bitmaps copies the source's dirty bitmaps, with name, granularity and
+	// state. An inconsistent one is an error, before anything is made; with
+	// SkipBrokenBitmaps it is left out, and SkippedBitmap told its name.
+	Bitmaps, SkipBrokenBitmaps bool
+	SkippedBitmap              func(name string)
 	// Salvage puts zeros where the source cannot be read, and reports each
 	// place to Unreadable (from any goroutine, one call at a time).
 	Salvage    bool
@@ -130,6 +135,9 @@ func Convert(ctx context.Context, sources []string, target string, opts ConvertO
 	if err := c.openSources(ctx, sources); err != nil {
 		return err
 	}
+	if err := c.sourceBitmaps(); err != nil {
+		return err
+	}
 	if err := c.checkTarget(drv, target); err != nil {
 		return err
 	}
@@ -161,10 +169,15 @@ func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
 	if err := c.run(ctx); err != nil {
 		return err
 	}
+	bitmapErr := c.copyBitmaps(im.Node())
+	if bitmapErr != nil && !c.opts.NoCreate {
+		return bitmapErr
+	}
+	// An existing target has the guest's data all the same.
 	if err := im.Finish(); err != nil {
 		return fmt.Errorf("%s: %w", target, err)
 	}
-	return nil
+	return bitmapErr
 }
 
 // source is one image to copy, and where in the target it begins. node is its

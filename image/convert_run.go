@@ -67,6 +67,11 @@ func (c *conversion) setTarget(im *Image) error {
 		return block.ErrReadOnly
 	}
 	c.dst = w
+	if c.opts.Bitmaps {
+		if k, ok := bitmapKeeper(im.Node()); !ok || !k.KeepsBitmaps() {
+			return ErrTargetBitmaps
+		}
+	}
 	if im.Node().Size() < c.total {
 		return ErrTargetTooSmall
 	}

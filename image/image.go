@@ -97,6 +97,14 @@ const (
 	useCommit // the layers above Options.commitTo are written into it
 )
 
+type warnKey struct{}
+
+// WithWarnings returns a context under which warn is told what is wrong with an
+// image that is opened and no error: a line, and what to do about it.
+func WithWarnings(ctx context.Context, warn func(text, hint string)) context.Context {
+	return context.WithValue(ctx, warnKey{}, warn)
+}
+
 // Layer is one image of a backing chain.
 type Layer struct {
 	// Name is the file's path: the user's own for the first, resolved
@@ -309,6 +317,7 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path 
 		Values:    l.values,
 	}
 	opts.Opener = &opener{c, l, path, top}
+	opts.Warn, _ = ctx.Value(warnKey{}).(func(text, hint string))
 	file := underlay.Node(ctx, path, l.file)
 	if opts.Writable && c.opts.Fill {
 		u, err := openUnfinished(file, drv, !opts.Unsafe)

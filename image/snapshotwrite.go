@@ -64,6 +64,10 @@ func CreateSnapshot(ctx context.Context, name, snapshot string, opts SnapshotOpt
 // *[SnapshotError].
 func ApplySnapshot(ctx context.Context, name string, ref SnapshotRef, opts SnapshotOptions) error {
 	return opts.change(ctx, name, ref, func(m format.SnapshotManager, list []format.Snapshot) error {
+		// Their bits would have to tell what is different then.
+		if k, ok := m.(format.BitmapKeeper); ok && len(k.Bitmaps()) > 0 {
+			return format.ErrActiveBitmaps
+		}
 		i := ref.find(list)
 		if i < 0 {
 			return ErrNoSnapshot

@@ -145,7 +145,7 @@ func encodeBitmapDirectory(list []bitmapDirEntry) []byte {
 	return b
 }
 
-// checkBitmapsHeader checks the bitmaps extension's fields as QEMU does.
+// check checks the bitmaps extension's fields as QEMU does.
 func (h bitmapsHeader) check(g geometry) error {
 	switch {
 	case h.count > maxBitmaps:

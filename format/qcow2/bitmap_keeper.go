@@ -36,9 +36,6 @@ func (img *Image) changeBitmaps(change func(s *bitmapSet) error) error {
 	s := &img.bitmaps
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil {
-		return s.err
-	}
 	if img.overlap != nil {
 		return img.refuseWrites(img.overlap)
 	}
@@ -170,6 +167,26 @@ func (img *Image) MarkDirty(name string, runs iter.Seq2[format.DirtyRun, error])
 			return err
 		}
 	}
+	return nil
+}
+
+// StoreBitmaps implements [format.BitmapKeeper].
+func (img *Image) StoreBitmaps() error {
+	if err := img.checkChange(0, 0); err != nil {
+		return img.fail("store bitmaps", err)
+	}
+	if err := img.storeAgain(); err != nil {
+		return img.fail("store bitmaps", err)
+	}
+	return nil
+}
+
+// storeAgain stores the bitmaps; the next change finds them not in use.
+func (img *Image) storeAgain() error {
+	if err := img.storeBitmaps(); err != nil {
+		return err
+	}
+	img.begun.Store(false)
 	return nil
 }
 

@@ -34,7 +34,6 @@ const (
 type bitmapSet struct {
 	mu   sync.Mutex // comes behind guest, before wbMu
 	list []*dirtyBitmap
-	err  error // the directory could not be read; only where a check opened the image
 
 	ignored  bool          // the header has the extension, but not the bit that says it can be trusted
 	header   bitmapsHeader // of the directory in the file; count 0 for none
@@ -92,17 +91,22 @@ func (img *Image) openBitmaps(opts format.OpenOptions) error {
 	if !ok {
 		return nil
 	}
+	if len(data) != bitmapsExtLength {
+		return corruptf("bitmaps_ext: Invalid extension length")
+	}
 	if img.hdr.autoclear&autoclearBitmaps == 0 || img.version < 3 {
 		// Somebody wrote to the image who does not know bitmaps.
 		s.ignored = true
+		if opts.Warn != nil {
+			text := "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
+			if img.version < 3 {
+				text = "This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap support; so now they must all be considered inconsistent"
+			}
+			opts.Warn(text, "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.")
+		}
 		return nil
 	}
-	err := img.readBitmaps(data, opts.Untrusted)
-	if err != nil && opts.ForCheck {
-		s.err = err
-		return nil
-	}
-	return err
+	return img.readBitmaps(data, opts.Untrusted)
 }
 
 func (img *Image) readBitmaps(ext []byte, untrusted bool) error {
@@ -245,6 +249,14 @@ func (img *Image) readPage(b *dirtyBitmap, r *tableReader, i int64, p []byte) er
 
 // chunkBytes returns the bytes of a chunk of recent bits: a part of a cluster.
 func chunkBytes(g geometry) int64 { return min(recentChunk, g.clusterSize()) }
+
+// dropIgnored has the extension removed that a program which does not know
+// bitmaps has left behind.
+func (s *bitmapSet) dropIgnored() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed = s.changed || s.ignored
+}
 
 // retrack decides whether writes must be recorded.
 func (s *bitmapSet) retrack() {

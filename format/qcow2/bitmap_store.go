@@ -234,3 +234,20 @@ func (img *Image) releaseBitmap(t bitmapTable, gone func(i int64) bool) error {
 	img.releaseMeta(t.off, t.bytes())
 	return nil
 }
+
+// dropBitmaps removes all bitmaps.
+func (img *Image) dropBitmaps() error {
+	s := &img.bitmaps
+	s.mu.Lock()
+	for _, b := range s.list {
+		img.forgetBits(b)
+		if b.table.entries > 0 {
+			s.removed = append(s.removed, b.table)
+		}
+	}
+	s.changed = s.changed || s.ignored || len(s.list) > 0
+	s.list = nil
+	s.retrack()
+	s.mu.Unlock()
+	return img.storeBitmaps()
+}

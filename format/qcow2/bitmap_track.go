@@ -18,11 +18,27 @@ func (img *Image) noteDirty(off, n int64) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.header.count > 0 && !s.marked {
+		img.markAgain()
+	}
 	for _, b := range s.list {
 		if b.enabled && !b.broken {
 			if err := img.setDirty(b, off, n); err != nil {
 				img.giveUp(b)
 			}
+		}
+	}
+}
+
+// markAgain is for a change that went on while the bitmaps were stored.
+func (img *Image) markAgain() {
+	err := img.markBitmaps()
+	if err == nil {
+		err = img.barrier()
+	}
+	for _, b := range img.bitmaps.list {
+		if err != nil && !b.broken {
+			img.giveUp(b)
 		}
 	}
 }
@@ -178,9 +194,6 @@ func (img *Image) forgetBits(b *dirtyBitmap) {
 // change of the disk. The caller holds bitmapSet.mu, and makes it durable.
 func (img *Image) markBitmaps() error {
 	s := &img.bitmaps
-	if s.err != nil {
-		return s.err
-	}
 	if s.marked || s.header.count == 0 {
 		return nil
 	}
@@ -220,7 +233,7 @@ func (img *Image) bitmapsResizable() error {
 			return err
 		}
 	}
-	return s.err
+	return nil
 }
 
 // resizeBitmaps makes the bitmaps fit the disk's present size. New bits are

@@ -87,10 +87,12 @@ func newChecker(ctx context.Context, img *Image, opts block.CheckOptions) (*chec
 	}
 	// What is only in memory would look like damage.
 	if img.wr != nil {
-		if err := img.storeBitmaps(); err != nil {
+		if c.w != nil {
+			img.bitmaps.dropIgnored()
+		}
+		if err := img.storeAgain(); err != nil {
 			return nil, err
 		}
-		img.begun.Store(false) // the next change finds them stored
 	}
 	if img.wr != nil && !img.clean() {
 		if err := img.writeback(true); err != nil {

@@ -72,8 +72,9 @@ func (c *checker) countBitmapTable(off, entries int64) error {
 			e := binary.BigEndian.Uint64(b[i:])
 			host := int64(e & bitmapTableOffset)
 			switch {
-			case e&bitmapTableReserved != 0, c.g.inCluster(host) != 0, host != 0 && e&bitmapTableAllOnes != 0:
+			case !bitmapEntry(e).valid(c.g):
 				c.res.Corruptions++
+				return fmt.Errorf("entry %d of the bitmap table at offset %#x: %w", (at+int64(i))/8, off, syscall.EINVAL)
 			case host != 0:
 				c.count(host, c.g.clusterSize())
 			}

@@ -36,6 +36,10 @@ func (img *Image) downgrade(ctx context.Context, p *amendProgress) error {
 		}
 		p.step()
 	}
+	// Version 2 cannot say whether bitmaps can be trusted.
+	if err := img.dropBitmaps(); err != nil {
+		return err
+	}
 	if err := img.writeback(true); err != nil {
 		return err
 	}

@@ -124,7 +124,8 @@ func encodeFeatureNames(names []featureName) []byte {
 	return b
 }
 
-// decodeBitmaps decodes the bitmaps extension.
+// decodeBitmaps decodes the bitmaps extension. Its values were checked when the
+// image was opened.
 func decodeBitmaps(b []byte) (bitmapsHeader, error) {
 	if len(b) != 24 {
 		return bitmapsHeader{}, corruptf("bitmaps_ext: Invalid extension length")
@@ -134,8 +135,8 @@ func decodeBitmaps(b []byte) (bitmapsHeader, error) {
 		directorySize:   binary.BigEndian.Uint64(b[8:]),
 		directoryOffset: hostOffset(binary.BigEndian.Uint64(b[16:])),
 	}
-	if h.directoryOffset < 0 || h.directorySize > maxSnapshotBytes {
-		return bitmapsHeader{}, corruptf("bitmaps_ext: invalid bitmap directory: offset %#x, %d bytes", int64(h.directoryOffset), h.directorySize)
+	if binary.BigEndian.Uint32(b[4:]) != 0 {
+		return bitmapsHeader{}, corruptf("bitmaps_ext: Reserved field is not zero")
 	}
 	return h, nil
 }

@@ -11,7 +11,7 @@ func (img *Image) ImageInfo() (format.Info, error) {
 	if img.closed.Load() {
 		return format.Info{}, img.fail("info", block.ErrClosed)
 	}
-	bitmaps := img.bitmapFields() // their lock comes first
+	bitmaps, list := img.bitmapFields(), img.Bitmaps() // their lock comes first
 	img.mu.RLock()
 	defer img.mu.RUnlock()
 	h := &img.hdr
@@ -21,6 +21,7 @@ func (img *Image) ImageInfo() (format.Info, error) {
 		Dirty:         h.incompat&incompatDirty != 0,
 		BackingFile:   img.backingFile,
 		BackingFormat: img.backingFormat,
+		Bitmaps:       list,
 	}
 	compression := "zlib"
 	if h.compressionType == compressionZstd {

@@ -113,6 +113,9 @@ func (t *rewrite) splitL1() (disk, state []l1Entry) {
 
 // ApplySnapshot implements [format.SnapshotManager].
 func (img *Image) ApplySnapshot(ctx context.Context, index int) error {
+	if len(img.Bitmaps()) > 0 {
+		return img.fail("apply a snapshot of", format.ErrActiveBitmaps)
+	}
 	err := img.changeSnapshots(ctx, func(t *rewrite) error {
 		s, err := t.snapshotAt(index)
 		if err != nil {

@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 	"slices"
 
@@ -116,7 +115,7 @@ func (t *tool) runCheck(a checkArgs) int {
 				r.LeaksFixed, r.CorruptionsFixed)
 		}
 	}
-	r, err := image.Check(context.Background(), a.src.name, a.opts)
+	r, err := image.Check(t.ctx, a.src.name, a.opts)
 	switch {
 	case errors.Is(err, image.ErrNoCheck):
 		t.errorf("This image format does not support checks")

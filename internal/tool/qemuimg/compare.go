@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 
 	"github.com/lamina-vm/lamina/image"
@@ -60,7 +59,7 @@ func (t *tool) runCompare(c common, format2 string, strict bool, meter *meter) i
 		return exitNotOpened
 	}
 	opts.FormatA, opts.FormatB = a.format, b.format
-	r, err := image.Compare(context.Background(), a.name, b.name, opts)
+	r, err := image.Compare(t.ctx, a.name, b.name, opts)
 	say := func(format string, args ...any) {
 		if !c.quiet {
 			t.printf(format, args...)

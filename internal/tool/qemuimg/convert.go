@@ -291,24 +291,18 @@ func creationOptions(a *convertArgs) string {
 }
 
 func (t *tool) runConvert(a convertArgs) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(t.ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	bad := creationOptions(&a)
-	if bad != "" || a.bitmaps {
+	if bad != "" {
 		// The stock tool opens the sources before it looks at these.
-		raw, ok := t.sourcesOpen(ctx, a)
-		switch {
-		case !ok:
-			return exitFailed
-		case bad != "":
-		case raw:
-			bad = "Source lacks bitmap support"
-		default:
-			bad = "--bitmaps is not supported"
+		if t.sourcesOpen(ctx, a) {
+			t.errorf("%s", bad)
 		}
-		t.errorf("%s", bad)
 		return exitFailed
 	}
+	a.opts.Bitmaps, a.opts.SkipBrokenBitmaps = a.bitmaps, a.skipBroken
+	a.opts.SkippedBitmap = func(name string) { t.errorf("warning: Skipping inconsistent bitmap '%s'", name) }
 	meter := t.newMeter(a.progress, 1)
 	defer meter.stop()
 	a.opts.Progress = meter.update
@@ -333,8 +327,7 @@ func (t *tool) runConvert(a convertArgs) int {
 }
 
 // sourcesOpen reports the first source that does not open, or the snapshot.
-// raw says that one is a raw image.
-func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) (raw, ok bool) {
+func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) bool {
 	var first *image.Image
 	var err error
 	for i, name := range a.sources {
@@ -344,7 +337,6 @@ func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) (raw, ok bool) {
 			break
 		}
 		defer func() { _ = im.Close() }() // nothing was written
-		raw = raw || im.Format() == "raw"
 		if i == 0 {
 			first = im
 		}
@@ -360,7 +352,7 @@ func (t *tool) sourcesOpen(ctx context.Context, a convertArgs) (raw, ok bool) {
 	if err != nil {
 		t.failConvert(a, err)
 	}
-	return raw, err == nil
+	return err == nil
 }
 
 func (t *tool) failConvert(a convertArgs, err error) int {
@@ -369,8 +361,17 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		open   *image.OpenError
 		cp     *image.CopyError
 		snap   *image.SnapshotError
+		bitmap *image.CopyBitmapError
 	)
 	switch {
+	case errors.As(err, &bitmap):
+		t.failCopyBitmap(bitmap)
+	case errors.Is(err, image.ErrBitmapSources):
+		t.errorf("Copying bitmaps only possible with single source")
+	case errors.Is(err, image.ErrSourceBitmaps):
+		t.errorf("Source lacks bitmap support")
+	case errors.Is(err, image.ErrTargetBitmaps):
+		t.errorf("Format driver '%s' does not support bitmaps", a.outFormat)
 	case errors.As(err, &target):
 		text := ""
 		if a.opts.BackingFormat != "" && a.opts.BackingFile == "" {

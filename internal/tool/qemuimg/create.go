@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 	"strconv"
 
@@ -136,7 +135,7 @@ func (t *tool) runCreate(a createArgs) int {
 	if a.backing != "" && a.backing == a.filename {
 		return fail("Error: Trying to create an image with the same filename as the backing file")
 	}
-	plan, err := image.PlanCreate(context.Background(), a.filename, image.CreateOptions{
+	plan, err := image.PlanCreate(t.ctx, a.filename, image.CreateOptions{
 		Secrets: &t.secrets,
 		Format:  a.format, Size: a.size, SizeFromBacking: !a.hasSize && a.backing != "",
 		Values: c.values, BackingFile: a.backing, BackingFormat: a.backingFormat, Unchecked: a.unchecked,
@@ -160,7 +159,7 @@ func (t *tool) runCreate(a createArgs) int {
 	if a.backingFormat != "" && a.backing == "" {
 		return fail("Backing format cannot be used without backing file")
 	}
-	if err := plan.Create(context.Background()); err != nil {
+	if err := plan.Create(t.ctx); err != nil {
 		return fail(createText(err, a.format, hasClusters(a.format)))
 	}
 	return exitOK

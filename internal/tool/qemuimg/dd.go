@@ -75,7 +75,7 @@ func (t *tool) ddOperand(a *ddArgs, word string) (ok bool) {
 }
 
 func (t *tool) runDD(a ddArgs) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(t.ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	src := a.image(a.in)
 	if !t.resolve(&src) {

@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"strings"
 	"time"
 
@@ -72,7 +71,7 @@ func (t *tool) inspect(src source, opts image.InfoOptions) ([]image.Info, bool) 
 		return nil, false
 	}
 	opts.Format = src.format
-	infos, err := image.Inspect(context.Background(), src.name, opts)
+	infos, err := image.Inspect(t.ctx, src.name, opts)
 	if err != nil {
 		t.failOpen(err)
 		return nil, false

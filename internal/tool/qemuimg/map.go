@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"strconv"
 
 	"github.com/lamina-vm/lamina/image"
@@ -48,7 +47,7 @@ func (t *tool) mapVerb(args []string) int {
 	if !ok || !t.resolve(&src) {
 		return exitFailed
 	}
-	im, err := image.Open(context.Background(), src.name, image.Options{Format: src.format, NoLock: c.noLock, Untrusted: c.untrusted, Secrets: &t.secrets})
+	im, err := image.Open(t.ctx, src.name, image.Options{Format: src.format, NoLock: c.noLock, Untrusted: c.untrusted, Secrets: &t.secrets})
 	if err != nil {
 		return t.failOpen(err)
 	}
@@ -65,7 +64,7 @@ func (t *tool) mapVerb(args []string) int {
 // printMap is the human form: only what is stored.
 func (t *tool) printMap(im *image.Image, start, length int64) int {
 	t.printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File")
-	for e, err := range im.Map(context.Background(), start, length) {
+	for e, err := range im.Map(t.ctx, start, length) {
 		switch {
 		case err != nil:
 			return t.failMap(err)
@@ -99,7 +98,7 @@ func (t *tool) printMapJSON(im *image.Image, start, length int64) int {
 		t.printf("}")
 		sep = ",\n"
 	}
-	for e, err := range im.Map(context.Background(), start, length) {
+	for e, err := range im.Map(t.ctx, start, length) {
 		if err != nil {
 			return t.failMap(err)
 		}

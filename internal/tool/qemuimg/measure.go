@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 	"strconv"
 
@@ -81,7 +80,7 @@ func (t *tool) runMeasure(a measureArgs, mode output) int {
 		}
 		opts.Source, opts.SourceFormat = src.name, src.format
 		if src.name == "" {
-			_, err := image.Open(context.Background(), "", image.Options{})
+			_, err := image.Open(t.ctx, "", image.Options{})
 			return t.failOpen(err)
 		}
 	}
@@ -99,7 +98,7 @@ func (t *tool) runMeasure(a measureArgs, mode output) int {
 		// Nothing but its being too large is of interest.
 		opts.Size, _ = strconv.ParseInt(c.values["size"], 10, 64)
 	}
-	m, err := image.Measure(context.Background(), opts)
+	m, err := image.Measure(t.ctx, opts)
 	if err != nil {
 		return t.failMeasured(a, err)
 	}
@@ -112,7 +111,7 @@ func (t *tool) runMeasure(a measureArgs, mode output) int {
 func (t *tool) failMeasure(a measureArgs, opts image.MeasureOptions, bad string) int {
 	if len(a.rest) > 0 {
 		opts.Format = "raw"
-		if _, err := image.Measure(context.Background(), opts); err != nil {
+		if _, err := image.Measure(t.ctx, opts); err != nil {
 			return t.failMeasured(a, err)
 		}
 	}

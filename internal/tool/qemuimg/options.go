@@ -32,6 +32,12 @@ const (
 	optNoDrain
 	optPattern
 	optForce
+	optAdd
+	optRemove
+	optClear
+	optEnable
+	optDisable
+	optMerge
 )
 
 // Long options that several verbs have. QEMU 10 gave many of the letters a

@@ -2,7 +2,6 @@ package qemuimg
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,7 +29,7 @@ func (t *tool) draw(im *image.Image, d drawing, start, length int64) int {
 		names[i] = l.Name
 	}
 	p := picture.New(names[0], im.Node().Size(), names)
-	for e, err := range im.Map(context.Background(), start, length) {
+	for e, err := range im.Map(t.ctx, start, length) {
 		if err != nil {
 			return t.failMap(err)
 		}

@@ -5,10 +5,12 @@ package qemuimg
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 
+	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
 
@@ -66,7 +68,8 @@ func (t *tool) extended() bool { return t.prog != "qemu-img" }
 
 // tool is one run.
 type tool struct {
-	prog   string // for messages: "qemu-img", "lamina img"
+	ctx    context.Context // of the whole run; it tells warn what is wrong with images
+	prog   string          // for messages: "qemu-img", "lamina img"
 	stdin  io.Reader
 	stdout io.Writer
 	out    *bufio.Writer // on stdout
@@ -81,6 +84,7 @@ type tool struct {
 // "lamina img"), args the words behind it. It returns the exit status.
 func Main(prog string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	t := &tool{prog: prog, stdin: stdin, stdout: stdout, out: bufio.NewWriter(stdout), stderr: stderr}
+	t.ctx = image.WithWarnings(context.Background(), t.warn)
 	defer t.secrets.wipe()
 	status := t.main(args)
 	t.flush()
@@ -137,6 +141,13 @@ func (t *tool) printf(format string, args ...any) {
 	if _, err := fmt.Fprintf(t.out, format, args...); err != nil && t.outErr == nil {
 		t.outErr = err
 	}
+}
+
+// warn reports what is wrong with an image and no error. Stock ends its hint
+// without a new line.
+func (t *tool) warn(text, hint string) {
+	t.errorf("warning: %s", text)
+	t.stderrf("%s", hint)
 }
 
 // flush writes what printf holds.

@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -9,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
 	"github.com/lamina-vm/lamina/protocol/file"
@@ -39,7 +39,7 @@ func (t *tool) resize(args []string) int {
 		return exitFailed
 	}
 	opts.Format = src.format
-	res, err := image.Resize(context.Background(), src.name, opts)
+	res, err := image.Resize(t.ctx, src.name, opts)
 	if res.ProbedRaw {
 		t.warnProbed(src.name)
 	}
@@ -108,7 +108,11 @@ func (t *tool) failResize(name string, err error) int {
 		regular *file.NotRegularError
 		errno   syscall.Errno
 	)
+	var broken *format.InconsistentBitmapError
 	switch {
+	case errors.As(err, &broken):
+		t.errorf("%s", broken.Error())
+		t.hintBitmap(err)
 	case errors.As(err, &regular) && isDirectory(regular.File):
 		t.errorf("Could not open '%s': Could not open '%s': %s", regular.File, regular.File, errnoText(syscall.EISDIR))
 	case errors.As(err, &open):

@@ -61,7 +61,7 @@ func (t *tool) snapshot(args []string) int {
 }
 
 func (t *tool) runSnapshot(a snapshotArgs) int {
-	ctx := context.Background()
+	ctx := t.ctx
 	if a.action == 'l' {
 		return t.listSnapshots(ctx, a)
 	}
@@ -118,6 +118,8 @@ func (t *tool) failSnapshot(a snapshotArgs, err error) int {
 	case a.action == 'a' && none:
 		a.opts.Opened(a.opts.Format == "" && snap.Format == "raw") // stock opens it a second time
 		t.errorf("Could not apply snapshot '%s': Block driver does not support snapshots", a.name)
+	case a.action == 'a' && errors.Is(snap.Err, format.ErrActiveBitmaps):
+		t.errorf("Could not apply snapshot '%s': Device has active dirty bitmaps", a.name)
 	case a.action == 'a':
 		if s := reportedBefore(snap.Err); s != "" {
 			t.stderrf("%s\n", s)

@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 
 	"github.com/lamina-vm/lamina/block"
@@ -25,7 +24,7 @@ func (t *tool) tree(args []string) int {
 	if len(names) == 0 {
 		names = []string{"."}
 	}
-	roots, err := image.Lineage(context.Background(), names, image.LineageOptions{Untrusted: c.untrusted})
+	roots, err := image.Lineage(t.ctx, names, image.LineageOptions{Untrusted: c.untrusted})
 	if err != nil {
 		return t.failOpen(err)
 	}
