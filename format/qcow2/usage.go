@@ -186,9 +186,6 @@ func (u *usage) bitmaps() error {
 		return err
 	}
 	u.add("bitmap directory", "bitmap-directory", h.directoryOffset, int64(h.directorySize))
-	if u.img.bitmaps.err != nil {
-		return nil
-	}
 	for _, b := range u.img.bitmaps.list {
 		u.add("bitmaps", "bitmaps", b.table.off, b.table.bytes())
 		r := u.img.bitmapTableOf(b)
