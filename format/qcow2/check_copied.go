@@ -75,8 +75,10 @@ func (c *checker) checkCopiedL2(table int64, fix bool) error {
 		if err != nil || (n == 1) == e.copied() {
 			continue
 		}
-		c.report("%s OFLAG_COPIED data cluster: l2_entry=%x refcount=%d", c.label(fix), uint64(e), n)
-		binary.BigEndian.PutUint64(c.l2[i*c.g.l2EntryBytes():], uint64(e&^entryCopied|l2Entry(copiedIf(n == 1))))
+		stored := c.l2[i*c.g.l2EntryBytes():]
+		v := binary.BigEndian.Uint64(stored) // with a zero bit that means nothing
+		c.report("%s OFLAG_COPIED data cluster: l2_entry=%x refcount=%d", c.label(fix), v, n)
+		binary.BigEndian.PutUint64(stored, v&^entryCopied|copiedIf(n == 1))
 		wrong++
 	}
 	switch {

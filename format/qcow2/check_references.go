@@ -100,7 +100,7 @@ func (c *checker) countL2(table int64, active, fix bool) error {
 		}
 		e, kind := m.entry, m.entry.kind(c.g)
 		if kind != clusterCompressed && e&l2ReservedMask != 0 {
-			c.report("ERROR found l2 entry with reserved bits set: %x", uint64(e))
+			c.report("ERROR found l2 entry with reserved bits set: %x", binary.BigEndian.Uint64(c.l2[i*c.g.l2EntryBytes():]))
 			c.res.Corruptions++
 		}
 		switch {
@@ -147,9 +147,10 @@ func (c *checker) countCompressed(m mapping, i int64, active bool) {
 		c.res.Corruptions++
 	}
 	if m.sub != 0 {
+		// Stock does not count what it refers to, and a repair of leaks frees
+		// it; but it can still be read.
 		c.report("ERROR compressed cluster %d with non-zero subcluster allocation bitmap, entry=0x%x", i, uint64(e))
 		c.res.Corruptions++
-		return
 	}
 	c.count(int64(off), n)
 	if active {
@@ -161,17 +162,13 @@ func (c *checker) countCompressed(m mapping, i int64, active bool) {
 }
 
 // checkStandard looks at entry i of a table, which has a host cluster: at its
-// bitmap and at the alignment of the cluster. What makes no sense, or is not
-// aligned and holds no data, can be given up: gone says that it was.
+// bitmap and at the alignment of the cluster. One that is not aligned and holds
+// no data can be given up; gone says that it was.
 func (c *checker) checkStandard(m mapping, table, i int64, fix bool) (gone bool, err error) {
-	host := int64(m.entry.host())
-	// What an unaligned L2 table seems to say is somebody else's data.
-	fix = fix && table%c.g.clusterSize() == 0
+	host, off := int64(m.entry.host()), table+i*c.g.l2EntryBytes()
 	if !m.valid(c.g) {
 		c.report("ERROR offset=%x: Allocated cluster has corrupted subcluster allocation bitmap", host)
-		if gone, err = c.giveUp(m, table, i, fix); gone || err != nil {
-			return gone, err
-		}
+		c.res.Corruptions++
 	}
 	if c.g.inCluster(host) == 0 {
 		return false, nil
@@ -181,24 +178,18 @@ func (c *checker) checkStandard(m mapping, table, i int64, fix bool) (gone bool,
 		c.res.Corruptions++
 		return false, nil
 	}
+	// What an unaligned L2 table seems to say is somebody else's data.
+	fix = fix && table%c.g.clusterSize() == 0
 	c.report("%s offset=%x: Preallocated cluster is not properly aligned; L2 entry corrupted.", c.label(fix), host)
-	return c.giveUp(m, table, i, fix)
-}
-
-// giveUp makes the cluster of entry i of a table, which is damaged, read as
-// zeros, with fix; or counts the damage. Subclusters that are unallocated stay
-// so.
-func (c *checker) giveUp(m mapping, table, i int64, fix bool) (done bool, err error) {
-	off := table + i*c.g.l2EntryBytes()
 	if !fix || !c.mayWriteL2(off) {
 		c.res.Corruptions++
 		return false, nil
 	}
-	b := binary.BigEndian.AppendUint64(nil, l2Zero)
+	entry := l2Entry(l2Zero)
 	if c.g.extendedL2 {
-		b = binary.BigEndian.AppendUint64(make([]byte, 8), uint64((m.sub|m.sub<<subclustersPerCluster)&allZero))
+		entry = 0 // the bitmap stays
 	}
-	if err := c.write(b, off); err != nil {
+	if err := c.write(binary.BigEndian.AppendUint64(nil, uint64(entry)), off); err != nil {
 		c.res.CheckErrors++
 		return false, fmt.Errorf("repair of the L2 entry at offset %#x: %w", off, err)
 	}

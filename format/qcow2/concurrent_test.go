@@ -18,6 +18,7 @@ func TestConcurrent(t *testing.T) {
 	for _, c := range []geometryCase{
 		{"512-64", 1 << 20, map[string]string{"cluster_size": "512", "refcount_bits": "64"}, 0},
 		{"4k-backing", 1 << 20, map[string]string{"cluster_size": "4k"}, 700 << 10},
+		{"16k-extended-backing", 1 << 20, map[string]string{"cluster_size": "16k", "extended_l2": "on"}, 700 << 10},
 		{"64k-v2-backing", 4 << 20, map[string]string{"compat": "0.10"}, 4 << 20},
 	} {
 		t.Run(c.name, func(t *testing.T) {

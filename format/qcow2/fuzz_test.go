@@ -2,9 +2,12 @@ package qcow2
 
 import (
 	"context"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,10 +24,18 @@ func stockSeeds(f *testing.F) [][]byte {
 	for i, o := range []string{
 		"cluster_size=512", "cluster_size=512,compat=0.10", "cluster_size=512,refcount_bits=64",
 		"cluster_size=4k,compression_type=zstd", "cluster_size=4k,lazy_refcounts=on,refcount_bits=1",
+		"cluster_size=16k,extended_l2=on", "cluster_size=16k,extended_l2=on,preallocation=metadata",
 	} {
 		path := filepath.Join(dir, "seed"+string(rune('0'+i)))
 		qemutest.Img(f, "create", "-q", "-f", "qcow2", "-o", o, path, "64k")
-		qemutest.IO(f, "qcow2", path, "write -P 5 1000 3000", "write -c -P 7 32k 4k", "write -z 20k 4k", "discard 0 512")
+		pack := "write -c -P 7 32k 4k"
+		switch {
+		case strings.Contains(o, "preallocation"):
+			pack = "write -P 7 32k 4k"
+		case strings.Contains(o, "16k"):
+			pack = "write -c -P 7 32k 16k"
+		}
+		qemutest.IO(f, "qcow2", path, "write -P 5 1000 3000", pack, "write -z 20k 4k", "discard 0 512")
 		if i < 3 {
 			qemutest.Img(f, "snapshot", "-c", "one", path)
 			qemutest.IO(f, "qcow2", path, "write -P 9 0 2000")
@@ -32,6 +43,26 @@ func stockSeeds(f *testing.F) [][]byte {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			f.Fatal(err)
+		}
+		out = append(out, b)
+		if strings.Contains(o, "extended_l2") {
+			out = append(out, hostileBitmaps(b)...)
+		}
+	}
+	return out
+}
+
+// hostileBitmaps returns copies of an image with subclusters whose bitmaps say
+// what they cannot: allocated and zero at once, allocated without a cluster,
+// anything at all of a compressed cluster.
+func hostileBitmaps(image []byte) [][]byte {
+	be := binary.BigEndian
+	l2 := be.Uint64(image[be.Uint64(image[40:]):]) & entryOffsetMask
+	var out [][]byte
+	for _, bitmap := range []uint64{1<<64 - 1, 1<<32 - 1, 1<<63 | 1, 0x0000_0001_0000_0001} {
+		b := slices.Clone(image)
+		for i := range uint64(4) {
+			be.PutUint64(b[l2+i*16+8:], bitmap>>(i*8))
 		}
 		out = append(out, b)
 	}

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -67,15 +68,23 @@ type variant struct {
 	compat  string
 	bits    int
 	packing string // "none" for no compressed clusters
+	sub     bool   // extended L2 entries
 }
 
 func (v variant) String() string {
-	return fmt.Sprintf("%d-%s-%d-%s", v.cluster, v.compat, v.bits, v.packing)
+	s := fmt.Sprintf("%d-%s-%d-%s", v.cluster, v.compat, v.bits, v.packing)
+	if v.sub {
+		s += "-extended"
+	}
+	return s
 }
 
 // values returns the creation options.
 func (v variant) values() map[string]string {
 	m := map[string]string{"cluster_size": fmt.Sprint(v.cluster), "compat": v.compat}
+	if v.sub {
+		m["extended_l2"] = "on"
+	}
 	if v.compat != "0.10" {
 		m["refcount_bits"] = fmt.Sprint(v.bits)
 		if v.packing != "none" {
@@ -97,15 +106,21 @@ func (v variant) options() string {
 func (v variant) size() int64 { return max(8*v.cluster, 96<<10) + 512 }
 
 // variants returns the whole product: every cluster size with both versions,
-// every refcount width and every compression that the version has.
+// every refcount width and every compression that the version has; and those
+// with subclusters, with one refcount width each.
 func variants() []variant {
 	var all []variant
 	for i := range 13 {
 		cluster := int64(512) << i
-		all = append(all, variant{cluster, "0.10", 16, "none"}, variant{cluster, "0.10", 16, "zlib"})
+		all = append(all, variant{cluster, "0.10", 16, "none", false}, variant{cluster, "0.10", 16, "zlib", false})
+		for k, packing := range []string{"none", "zlib", "zstd"} {
+			if cluster >= minSubclusterSize*subclustersPerCluster {
+				all = append(all, variant{cluster, "1.1", 1 << ((i + k) % 7), packing, true})
+			}
+		}
 		for order := range 7 {
 			for _, packing := range []string{"none", "zlib", "zstd"} {
-				all = append(all, variant{cluster, "1.1", 1 << order, packing})
+				all = append(all, variant{cluster, "1.1", 1 << order, packing, false})
 			}
 		}
 	}
@@ -186,6 +201,15 @@ func change(t testing.TB, n block.Node, v variant, want []byte) {
 	put(1, 700)
 	put(3*v.cluster-100, v.cluster+200)
 	put(int64(len(want))-9, 9)
+	if v.sub {
+		step := v.cluster / subclustersPerCluster
+		put(2*v.cluster+3*step, step)
+		put(2*v.cluster+9*step-5, 10)
+		put(4*v.cluster+step/2, 5*step)
+		zero(2*v.cluster+9*step, 4*step, block.ZeroMayUnmap)
+		zero(4*v.cluster+2*step, 4*step, 0)
+		zero(6*v.cluster+step, 9*step, 0) // perhaps of a compressed cluster
+	}
 	zero(5*v.cluster, v.cluster, 0)
 	zero(3*v.cluster, v.cluster/2, block.ZeroMayUnmap)
 	put(5*v.cluster+3, 17)
@@ -258,6 +282,12 @@ func TestInteropStock(t *testing.T) {
 			copy(want[v.cluster+3:], bytes.Repeat([]byte{17}, int(v.cluster+500)))
 			copy(want[7*v.cluster:], bytes.Repeat([]byte{18}, 512))
 			if v.compat != "0.10" {
+				if v.sub {
+					step := v.cluster / subclustersPerCluster
+					cmds = append(cmds, fmt.Sprintf("write -z %d %d", 6*v.cluster+step, 7*step), fmt.Sprintf("write -zu %d %d", v.cluster+8*step, 24*step))
+					clear(want[6*v.cluster+step:][:7*step])
+					clear(want[v.cluster+8*step : 2*v.cluster])
+				}
 				cmds = append(cmds, fmt.Sprintf("write -z %d %d", 2*v.cluster, v.cluster), fmt.Sprintf("write -zu %d %d", 5*v.cluster, v.cluster))
 				clear(want[2*v.cluster : 3*v.cluster])
 				clear(want[5*v.cluster : 6*v.cluster])
@@ -283,7 +313,7 @@ func TestInteropStock(t *testing.T) {
 func TestInteropChain(t *testing.T) {
 	dir := memoryDir(t)
 	path := func(i int) string { return filepath.Join(dir, fmt.Sprintf("layer%d", i)) }
-	const size = 3<<20 + 512
+	const size = 4<<20 + 512
 	want := make([]byte, size)
 	blocktest.Pattern(want[:1<<20+512], 1)
 	writeRaw(t, path(0), want[:1<<20+512])
@@ -297,6 +327,8 @@ func TestInteropChain(t *testing.T) {
 		{false, map[string]string{"cluster_size": "4096", "compression_type": "zstd"}},
 		{true, map[string]string{"cluster_size": "65536", "lazy_refcounts": "on"}},
 		{false, map[string]string{"cluster_size": "1024", "refcount_bits": "1"}},
+		{true, map[string]string{"cluster_size": "32768", "extended_l2": "on"}},
+		{false, map[string]string{"extended_l2": "on", "preallocation": "metadata"}},
 		{true, nil},
 	}
 	backing := "raw"
@@ -397,17 +429,32 @@ func requireMap(t *testing.T, n block.Node, name string) {
 // preallocation of both makers.
 func TestInteropPreallocation(t *testing.T) {
 	const size = 4<<20 + 512
-	for _, mode := range []string{"off", "metadata", "falloc", "full"} {
+	for _, mode := range []string{"off", "metadata", "falloc", "full", "extended", "metadata extended", "falloc extended", "full extended"} {
 		for _, maker := range []string{"ours", "stock"} {
 			t.Run(mode+" by "+maker, func(t *testing.T) {
-				name := filepath.Join(memoryDir(t), "image.qcow2")
+				dir := memoryDir(t)
+				name, backing, format := filepath.Join(dir, "image.qcow2"), "", ""
+				want := make([]byte, size)
+				mode, extended := strings.CutSuffix(mode, "extended")
+				values := map[string]string{"preallocation": cmp.Or(strings.TrimSpace(mode), "off")}
+				if extended { // only then there may be a backing file
+					backing, format, values["extended_l2"] = filepath.Join(dir, "base"), "raw", "on"
+					blocktest.Pattern(want[:3<<20], 9)
+					writeRaw(t, backing, want[:3<<20])
+				}
 				if maker == "ours" {
-					createFile(t, name, size, map[string]string{"preallocation": mode}, "", "")
+					createFile(t, name, size, values, backing, format)
 				} else {
-					qemutest.Img(t, "create", "-q", "-f", "qcow2", "-o", "preallocation="+mode, name, fmt.Sprint(size))
+					args := []string{"create", "-q", "-f", "qcow2"}
+					if extended {
+						args = append(args, "-b", backing, "-F", format)
+					}
+					for k, v := range values {
+						args = append(args, "-o", k+"="+v)
+					}
+					qemutest.Img(t, append(args, name, fmt.Sprint(size))...)
 				}
 				qemutest.RequireClean(t, name)
-				want := make([]byte, size)
 				n := openChain(t, name, true)
 				blocktest.RequireContent(t, n, want)
 				requireMapOpen(t, n, name)
@@ -446,6 +493,7 @@ func requireMapOpen(t *testing.T, n block.Node, name string) {
 func TestInteropResize(t *testing.T) {
 	for _, options := range []map[string]string{
 		{"cluster_size": "512"}, {"cluster_size": "4096", "compat": "0.10"}, {"cluster_size": "65536"}, {"cluster_size": "2M", "refcount_bits": "8"},
+		{"cluster_size": "16384", "extended_l2": "on"}, {"cluster_size": "256k", "extended_l2": "on"},
 	} {
 		t.Run(options["cluster_size"], func(t *testing.T) {
 			name := filepath.Join(memoryDir(t), "image.qcow2")
