@@ -66,6 +66,9 @@ type OpenOptions struct {
 	// NoData opens the image to be described only: no guest data is read or
 	// written, so the keys of an encrypted image are not asked for.
 	NoData bool
+	// ForceBacking asks Opener for a backing file also where the image names
+	// none.
+	ForceBacking bool
 	// Untrusted refuses, with block.ErrUntrusted, an image that names
 	// another file, and bounds what its header may claim.
 	Untrusted bool

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
@@ -30,7 +31,8 @@ type ConvertOptions struct {
 	// that. Not with BackingFile. nil is all.
 	Part *Part
 
-	// Format of the target; "" is raw. Values are its creation options.
+	// Format of the target; "" is raw, or what block options (a json: name
+	// with NoCreate) say. Values are its creation options.
 	Format string
 	Values map[string]string
 	Cache  CacheMode // of the target; CacheUnsafe skips the final flush
@@ -123,14 +125,15 @@ func Convert(ctx context.Context, sources []string, target string, opts ConvertO
 	if len(sources) == 0 {
 		return fmt.Errorf("convert to %s: no source", target)
 	}
-	if opts.Format == "" {
-		opts.Format = rawName
+	drv, err := targetDriver(target, opts)
+	if err != nil {
+		return err
 	}
-	drv := all.Find(opts.Format)
-	if drv == nil {
-		return &UnknownFormatError{Format: opts.Format}
+	c := &conversion{opts: opts, targetFormat: opts.Format}
+	if opts.Format == "" && !strings.HasPrefix(target, "json:") {
+		c.targetFormat = rawName
 	}
-	c := &conversion{opts: opts}
+	c.opts.Format = drv.Name()
 	defer func() { err = errors.Join(err, c.closeSources()) }()
 	if err := c.openSources(ctx, sources); err != nil {
 		return err
@@ -144,7 +147,7 @@ func Convert(ctx context.Context, sources []string, target string, opts ConvertO
 	var made madeFile
 	if !opts.NoCreate {
 		if made, err = c.create(ctx, drv, target); err != nil {
-			return &TargetError{Name: target, Format: opts.Format, Err: err}
+			return &TargetError{Name: target, Format: drv.Name(), Err: err}
 		}
 	}
 	if err := c.copyTo(ctx, target); err != nil {
@@ -156,9 +159,36 @@ func Convert(ctx context.Context, sources []string, target string, opts ConvertO
 	return nil
 }
 
+// targetDriver returns the driver of the target's format. Block options name
+// it themselves, or it is probed.
+func targetDriver(target string, opts ConvertOptions) (format.Driver, error) {
+	name := opts.Format
+	if name == "" && opts.NoCreate && strings.HasPrefix(target, "json:") {
+		loc, err := parseName(target)
+		if err != nil {
+			return nil, &OpenError{Name: target, Err: err}
+		}
+		if name = loc.format; name == "" {
+			drv, err := probeFile(loc.path)
+			if err != nil {
+				return nil, &OpenError{Name: target, Err: err}
+			}
+			return drv, nil
+		}
+	}
+	if name == "" {
+		name = rawName
+	}
+	drv := all.Find(name)
+	if drv == nil {
+		return nil, &UnknownFormatError{Format: name}
+	}
+	return drv, nil
+}
+
 // copyTo opens the target, which exists now, and fills it.
 func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
-	im, err := Open(ctx, target, Options{Format: c.opts.Format, Writable: true, Cache: c.opts.Cache, Fill: true, Secrets: c.opts.Secrets})
+	im, err := Open(ctx, target, Options{Format: c.targetFormat, Writable: true, Cache: c.opts.Cache, Fill: true, Secrets: c.opts.Secrets})
 	if err != nil {
 		return err
 	}

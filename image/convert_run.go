@@ -37,9 +37,10 @@ type task struct {
 
 // conversion is a convert under way.
 type conversion struct {
-	opts  ConvertOptions
-	srcs  []source
-	total int64 // bytes of the target that are written
+	opts         ConvertOptions // Format is the target's
+	targetFormat string         // to open it with; "" leaves it to its name
+	srcs         []source
+	total        int64 // bytes of the target that are written
 
 	dst      block.Writer
 	zeroer   block.Zeroer           // nil if the target has none

@@ -17,37 +17,17 @@ import (
 // image's header says leaves the file closed.
 func (o *opener) OpenData(ctx context.Context, name string, writable bool) (block.Node, error) {
 	opts := o.c.opts
-	switch {
-	case opts.Untrusted:
+	if opts.Untrusted {
 		return nil, fmt.Errorf("%s: data file %q: %w", o.path, name, block.ErrUntrusted)
-	case name == "":
+	}
+	if name == "" && (o.opts == nil || o.opts.Data == nil) {
 		return nil, nil
 	}
-	loc, err := parseName(name)
-	if err != nil {
+	f, node, err := o.openDataNode(ctx, name, writable)
+	if err != nil || f == nil {
 		return nil, err
-	}
-	o.l.dataPath = loc.path
-	if opts.use == useInfo {
-		return nil, nil
-	}
-	locks := o.c.dataLocks(writable)
-	f, err := file.Open(loc.path, file.Options{
-		Writable: writable, Growable: writable, Locks: &locks, NoLock: opts.NoLock,
-		Direct: opts.Cache == CacheNone || opts.Cache == CacheDirectsync,
-		Sync:   opts.Cache == CacheWritethrough || opts.Cache == CacheDirectsync,
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range o.c.layers {
-		if l.holds(f) {
-			_ = f.Close()
-			return nil, fmt.Errorf("the data file %s of %s is a file of %s in the same chain: %w", loc.path, o.path, l.Name, block.ErrBackingLoop)
-		}
 	}
 	o.l.data = f
-	node := underlay.Node(ctx, loc.path, f)
 	if w, ok := node.(block.Writer); ok && writable && o.c.unfinished != nil {
 		node = unfinishedData{w, o.c.unfinished}
 	}

@@ -6,7 +6,7 @@
 // cancelled; what they were making is then removed.
 //
 // Names are file names, relative to the working directory, optionally with the
-// prefix "file:". Names of other protocols ("nbd:...") are refused, so a file
+// prefix "file:", or block options as json:{...} (see [BlockOptions]). Names of other protocols ("nbd:...") are refused, so a file
 // whose name has a colon before the first slash is written as "./a:b".
 package image
 
@@ -19,7 +19,6 @@ import (
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/format/all"
-	"github.com/lamina-vm/lamina/internal/underlay"
 	"github.com/lamina-vm/lamina/protocol/file"
 )
 
@@ -108,7 +107,8 @@ func WithWarnings(ctx context.Context, warn func(text, hint string)) context.Con
 // Layer is one image of a backing chain.
 type Layer struct {
 	// Name is the file's path: the user's own for the first, resolved
-	// against the overlay's folder for the others.
+	// against the overlay's folder for the others. Where block options decide
+	// the content it is the json: name that says so.
 	Name string
 	// Format is the driver's name; Probed says that it was guessed.
 	Format string
@@ -123,13 +123,24 @@ type Layer struct {
 	data *file.File // external data file, nil if there is none or it is closed
 	// dataPath is where the data file is, "" without one.
 	dataPath string
-	// values are the format's runtime options, from a json: name.
-	values map[string]string
+	path     string        // of the file
+	opts     *BlockOptions // of a json: name, nil of a plain one
+	// protocol says that the disk was to be the file itself, without a format.
+	protocol bool
 }
 
 // holds reports whether f is one of the layer's files.
 func (l *Layer) holds(f *file.File) bool {
 	return l.file.SameFile(f) || l.data != nil && l.data.SameFile(f)
+}
+
+// fileName returns what stock calls the node in which the layer's own host
+// offsets count.
+func (l *Layer) fileName() string {
+	if l.opts != nil && l.opts.File != nil && l.Format != rawName {
+		return l.opts.File.Filename()
+	}
+	return l.path
 }
 
 // DataFile returns the path of the external data file in which the layer keeps
@@ -209,11 +220,29 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 	if formatName == "" {
 		formatName = loc.format
 	}
-	l := &Layer{Name: loc.path, values: loc.values, depth: len(c.layers)}
+	return c.openAt(ctx, loc, formatName, top)
+}
+
+// openAt is open for a name that has been taken apart.
+func (c *chain) openAt(ctx context.Context, loc location, formatName string, top bool) (*Layer, error) {
+	l := &Layer{Name: loc.path, path: loc.path, opts: loc.opts, depth: len(c.layers)}
 	l.writable = c.opts.Writable && (top || c.opts.use == useCommit && l.depth == c.opts.commitTo)
-	drv, err := c.openFile(l, loc.path, formatName, top)
+	plan, err := loc.opts.plan(c, l.writable)
 	if err != nil {
 		return nil, err
+	}
+	if plan.file.path == "" {
+		plan.file.path = loc.path
+	}
+	drv, err := c.openFile(l, plan, formatName, top)
+	if err != nil {
+		return nil, err
+	}
+	if loc.opts != nil {
+		l.protocol = isProtocol(loc.opts.Driver) && loc.format == drv.Name()
+		if !isProtocol(loc.opts.Driver) {
+			l.Name = loc.opts.withDriver(drv.Name()).Filename()
+		}
 	}
 	for _, above := range c.layers {
 		if above.holds(l.file) {
@@ -222,7 +251,7 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 		}
 	}
 	c.layers = append(c.layers, l)
-	if err := c.openDisk(ctx, l, drv, loc.path, top); err != nil {
+	if err := c.openDisk(ctx, l, drv, plan, top); err != nil {
 		_ = l.file.Close()
 		return nil, err
 	}
@@ -232,7 +261,8 @@ func (c *chain) open(ctx context.Context, name, formatName string, top bool) (*L
 // openFile opens and locks the layer's file and decides its format. Probing
 // comes before the locks because they depend on the format: who reads a raw
 // image does not mind a writer.
-func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Driver, error) {
+func (c *chain) openFile(l *Layer, plan nodePlan, formatName string, top bool) (format.Driver, error) {
+	path := plan.file.path
 	writable := l.writable
 	var drv format.Driver
 	if formatName != "" {
@@ -242,9 +272,12 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 	}
 	opts := file.Options{
 		Writable: writable,
-		Direct:   c.opts.Cache == CacheNone || c.opts.Cache == CacheDirectsync,
+		Direct:   plan.direct,
 		Sync:     c.opts.Cache == CacheWritethrough || c.opts.Cache == CacheDirectsync,
-		NoLock:   c.opts.NoLock,
+		NoLock:   plan.noLock,
+	}
+	if drv == nil && len(plan.between) > 0 {
+		return nil, &format.OptionError{Text: "The format over a node that is not a file has to be named (driver)"}
 	}
 	if drv == nil && writable {
 		// Whether the file may grow by itself is decided when it is opened.
@@ -256,8 +289,10 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 	}
 	opts.Locks = &file.Locks{}
 	if drv != nil {
-		locks := c.locks(l, drv.Name(), top)
-		opts.Locks, opts.Growable = &locks, writable && drv.Name() != rawName
+		if !plan.file.unlocked {
+			*opts.Locks = c.locks(l, drv.Name(), top)
+		}
+		opts.Growable = writable && (drv.Name() != rawName || plan.hasMetadata())
 	}
 	f, err := file.Open(path, opts)
 	if err != nil {
@@ -266,7 +301,7 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 	if drv == nil {
 		l.Probed = true
 		drv, err = probe(f, path)
-		if locks := (file.Locks{}); err == nil && !c.opts.NoLock {
+		if locks := (file.Locks{}); err == nil && !plan.noLock && !plan.file.unlocked {
 			if locks = c.locks(l, drv.Name(), top); locks != (file.Locks{}) {
 				err = f.ChangeLocks(locks)
 			}
@@ -278,6 +313,17 @@ func (c *chain) openFile(l *Layer, path, formatName string, top bool) (format.Dr
 	}
 	l.file, l.Format = f, drv.Name()
 	return drv, nil
+}
+
+// hasMetadata reports whether a format between has metadata, so that the file
+// grows by itself.
+func (p nodePlan) hasMetadata() bool {
+	for _, o := range p.between {
+		if o.Driver != rawName {
+			return true
+		}
+	}
+	return false
 }
 
 // locks returns the locks that stock QEMU takes for the same use.
@@ -305,21 +351,29 @@ func (c *chain) locks(l *Layer, formatName string, top bool) file.Locks {
 }
 
 // openDisk opens the format inside the layer's file.
-func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path string, top bool) error {
+func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, plan nodePlan, top bool) error {
 	opts := format.OpenOptions{
-		Writable:  l.writable,
-		Filename:  l.Name,
-		Untrusted: c.opts.Untrusted,
-		ForCheck:  top && c.opts.ForCheck,
-		Unsafe:    c.opts.Cache == CacheUnsafe,
-		Secrets:   c.opts.Secrets,
-		NoData:    c.opts.use == useInfo,
-		Values:    l.values,
+		Writable:     l.writable,
+		Filename:     l.Name,
+		Untrusted:    c.opts.Untrusted,
+		ForCheck:     top && c.opts.ForCheck,
+		Unsafe:       plan.noFlush,
+		Secrets:      c.opts.Secrets,
+		NoData:       c.opts.use == useInfo,
+		ForceBacking: l.opts != nil && (l.opts.Backing != nil || l.opts.backingReference() != ""),
 	}
-	opts.Opener = &opener{c, l, path, top}
+	if !l.protocol { // what a protocol has, the plan has dealt with
+		opts.Values = plan.top.rest
+	}
+	opts.Opener = &opener{c: c, l: l, path: l.path, opts: l.opts}
 	opts.Warn, _ = ctx.Value(warnKey{}).(func(text, hint string))
-	file := underlay.Node(ctx, path, l.file)
-	if opts.Writable && c.opts.Fill {
+	file, err := c.under(ctx, l, plan, opts.Writable)
+	if err != nil {
+		return err
+	}
+	// What lies beside a window is not to be marked.
+	window := drv.Name() == rawName && len(opts.Values) > 0
+	if opts.Writable && c.opts.Fill && !window {
 		u, err := openUnfinished(file, drv, !opts.Unsafe)
 		if err != nil {
 			return err
@@ -329,24 +383,39 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, path 
 		}
 	}
 	node, err := drv.Open(ctx, file, opts)
-	if errors.Is(err, block.ErrNotFormat) {
-		return &NotFormatError{Name: l.Name, Format: drv.Name()}
-	} else if err != nil {
+	if err != nil {
+		return notFormat(err, l.Name, drv)
+	}
+	if err := c.checkUnused(l.opts, l, drv); err != nil {
+		_ = node.Close() // nothing was written
 		return err
 	}
 	if l.ProbedRaw() && opts.Writable {
 		node = &guardedRaw{Node: node, name: l.Name}
 	}
+	if opts.Writable {
+		node = filtered(node, plan.top)
+	}
 	l.Node = node
 	return nil
 }
 
-// opener opens what the image at path names.
+// notFormat says which file is not an image of the driver's format.
+func notFormat(err error, name string, drv format.Driver) error {
+	var backing *BackingError
+	if errors.Is(err, block.ErrNotFormat) && !errors.As(err, &backing) {
+		return &NotFormatError{Name: name, Format: drv.Name()}
+	}
+	return err
+}
+
+// opener opens what the image at path names, or what the block options name
+// instead.
 type opener struct {
 	c    *chain
 	l    *Layer
 	path string
-	top  bool
+	opts *BlockOptions // of the image's node, nil for none
 }
 
 // OpenBacking implements [format.Opener].
@@ -356,12 +425,28 @@ func (o *opener) OpenBacking(ctx context.Context, name, formatName string) (bloc
 		return nil, fmt.Errorf("%s: backing file %q: %w", o.path, name, block.ErrUntrusted)
 	case o.c.opts.NoBacking:
 		return nil, nil
+	case o.opts != nil && o.opts.NoBacking:
+		return nothing{}, nil
 	}
-	l, err := o.c.open(ctx, combine(o.path, name), formatName, false)
+	l, err := o.openBacking(ctx, name, formatName)
 	if err != nil {
 		return nil, &BackingError{Overlay: o.path, Name: name, Err: err}
 	}
 	return l.Node, nil
+}
+
+func (o *opener) openBacking(ctx context.Context, name, formatName string) (*Layer, error) {
+	if node := o.opts.backingReference(); node != "" {
+		return nil, &format.OptionError{Text: "Cannot find device='" + node + "' nor node-name='" + node + "'"}
+	}
+	if o.opts == nil || o.opts.Backing == nil {
+		return o.c.open(ctx, combine(o.path, name), formatName, false)
+	}
+	loc, formatName, err := o.backingLocation(name, formatName)
+	if err != nil {
+		return nil, err
+	}
+	return o.c.openAt(ctx, loc, formatName, false)
 }
 
 // probeFile probes a file that is not open yet.

@@ -86,12 +86,15 @@ func describe(l *Layer) (Info, error) {
 		}
 	}
 	info.Format = l.Format
+	if l.protocol {
+		info.Format = l.opts.Driver
+	}
 	var err error
 	if info.DiskSize, err = l.file.DiskSize(); err != nil {
 		return info, err
 	}
 	if info.BackingFile != "" {
-		info.FullBackingFile = combine(l.Name, info.BackingFile)
+		info.FullBackingFile = combine(l.path, info.BackingFile)
 	}
 	return info, nil
 }

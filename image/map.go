@@ -93,7 +93,7 @@ func (im *Image) mapExtent(e block.Extent) MapExtent {
 		if n, ok := block.As[interface{ Name() string }](e.File); ok {
 			m.Filename = n.Name()
 		} else if layer != nil {
-			m.Filename = layer.Name
+			m.Filename = layer.fileName()
 		}
 	}
 	return m

@@ -205,7 +205,7 @@ func (img *Image) zeroExternal(off int64, r run, unmap bool) error {
 	if img.rawData() {
 		return img.clearExternal(off, r.length, unmap)
 	}
-	if !unmap || !r.kind.hasHost() {
+	if !unmap || img.rt.keepSpace[discardRequest] || !r.kind.hasHost() {
 		return nil
 	}
 	n := min(r.length, img.data.node.Size()-off)

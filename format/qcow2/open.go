@@ -265,7 +265,7 @@ func (img *Image) closeOthers() {
 
 // openBacking opens the backing file.
 func (img *Image) openBacking(ctx context.Context, opts format.OpenOptions) error {
-	if img.backingFile == "" || opts.Opener == nil {
+	if img.backingFile == "" && !opts.ForceBacking || opts.Opener == nil {
 		return nil
 	}
 	b, err := opts.Opener.OpenBacking(ctx, img.backingFile, img.backingFormat)

@@ -2,11 +2,13 @@ package qcow2
 
 import (
 	"maps"
+	"math"
 	"math/bits"
 	"slices"
 	"strings"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/format"
 )
 
 // A discardKind is why a host cluster is given up; for each the options say
@@ -42,8 +44,7 @@ var overlapParts = [...]string{
 
 // cacheOptions are the sizes of caches, by their keys.
 type cacheOptions struct {
-	all, l2, refs *uint64
-	entry         uint64
+	all, l2, refs, entry *uint64
 }
 
 // parseRuntime checks the options of an image. Texts are those of stock QEMU.
@@ -57,7 +58,12 @@ func (img *Image) parseRuntime(values map[string]string) error {
 		}
 	}
 	rt := &img.rt
+	check, template := values["overlap-check"], values["overlap-check.template"]
 	switch {
+	case check != "" && template != "" && check != template:
+		return unsupportedf("Conflicting values for qcow2 options 'overlap-check' ('%s') and 'overlap-check.template' ('%s')", check, template)
+	case values["encrypt.format"] != "" && img.hdr.cryptMethod == 0:
+		return unsupportedf("No encryption in image header, but options specified format '%s'", values["encrypt.format"])
 	case rt.lazy != nil && *rt.lazy && img.version < 3:
 		return unsupportedf("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
 	case rt.keepHost && img.version < 3:
@@ -70,7 +76,7 @@ func (img *Image) parseRuntimeOption(k, v string, caches *cacheOptions) (err err
 	rt := &img.rt
 	size := func(p **uint64) {
 		var n uint64
-		n, err = parseSize(k, v)
+		n, err = format.OptionSize(k, v)
 		*p = &n
 	}
 	pass := func(kind discardKind) {
@@ -93,7 +99,7 @@ func (img *Image) parseRuntimeOption(k, v string, caches *cacheOptions) (err err
 		pass(discardOther)
 	case "overlap-check", "overlap-check.template":
 		if v != "none" && v != "constant" && v != "cached" && v != "all" {
-			err = unsupportedf("Unsupported value '%s' for qcow2 option '%s'. Allowed are any of the following: none, constant, cached, all", v, k)
+			err = unsupportedf("Unsupported value '%s' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all", v)
 		}
 	case "cache-size":
 		size(&caches.all)
@@ -102,13 +108,19 @@ func (img *Image) parseRuntimeOption(k, v string, caches *cacheOptions) (err err
 	case "refcount-cache-size":
 		size(&caches.refs)
 	case "l2-cache-entry-size":
-		caches.entry, err = parseSize(k, v)
+		size(&caches.entry)
 	case "cache-clean-interval":
-		_, err = parseNumber(k, v)
+		var n uint64
+		if n, err = format.OptionNumber(k, v); err == nil && n > math.MaxUint32 {
+			err = unsupportedf("Cache clean interval too big")
+		}
 	default:
+		if strings.HasPrefix(k, "encrypt.") {
+			return nil // the encryption's
+		}
 		part, ok := strings.CutPrefix(k, "overlap-check.")
 		if !ok || !slices.Contains(overlapParts[:], part) {
-			return unsupportedf("Block format 'qcow2' does not support the option '%s'", k)
+			return format.UnknownOption("qcow2", k)
 		}
 		_, err = parseBool(k, v)
 	}
@@ -124,7 +136,7 @@ func (c *cacheOptions) check(g geometry) error {
 		return unsupportedf("l2-cache-size may not exceed cache-size")
 	case c.all != nil && c.refs != nil && *c.refs > *c.all:
 		return unsupportedf("refcount-cache-size may not exceed cache-size")
-	case c.entry != 0 && (bits.OnesCount64(c.entry) != 1 || c.entry < 1<<minClusterBits || c.entry > uint64(g.clusterSize())):
+	case c.entry != nil && (bits.OnesCount64(*c.entry) != 1 || *c.entry < 1<<minClusterBits || *c.entry > uint64(g.clusterSize())):
 		return unsupportedf("L2 cache entry size must be a power of two between %d and the cluster size (%d)", 1<<minClusterBits, g.clusterSize())
 	}
 	return nil

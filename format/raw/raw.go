@@ -35,8 +35,9 @@ func (Driver) Open(ctx context.Context, file block.Node, opts format.OpenOptions
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	for k := range opts.Values {
-		return nil, fmt.Errorf("open %s: option %s of a raw image: %w", opts.Filename, k, block.ErrUnsupported)
+	var err error
+	if file, err = windowOf(file, opts.Values); err != nil {
+		return nil, err
 	}
 	if n := file.Size(); n > math.MaxInt64-(block.SectorSize-1) {
 		// Rounded up to sectors it would be negative.

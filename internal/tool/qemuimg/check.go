@@ -82,7 +82,7 @@ func (t *tool) checkSeveral(a checkArgs, srcs []source) int {
 			if i > 0 {
 				t.printf("\n")
 			}
-			t.printf("image: %s\n", src.name)
+			t.printf("image: %s\n", t.shown(src.name))
 		}
 		a.src = src
 		worst = max(worst, slices.Index(order, t.runCheck(a)))
@@ -100,7 +100,7 @@ func (t *tool) runCheck(a checkArgs) int {
 	a.opts.NoLock, a.opts.Untrusted = a.noLock, a.untrusted
 	a.opts.Secrets = &t.secrets
 	if a.opts.NoLock && a.opts.Repair != block.RepairNone {
-		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.src.name)
+		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", t.shown(a.src.name))
 		return exitFailed
 	}
 	human := a.mode == outputHuman && !a.quiet
@@ -116,6 +116,7 @@ func (t *tool) runCheck(a checkArgs) int {
 		}
 	}
 	r, err := image.Check(t.ctx, a.src.name, a.opts)
+	r.Filename = t.shown(r.Filename)
 	switch {
 	case errors.Is(err, image.ErrNoCheck):
 		t.errorf("This image format does not support checks")

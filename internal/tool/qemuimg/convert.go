@@ -165,7 +165,7 @@ func (t *tool) checkConvert(a convertArgs) int {
 	if o.Snapshot == nil {
 		o.Snapshot = a.snapshotName
 	}
-	if a.outFormat == "" {
+	if a.outFormat == "" && !a.targetOpts {
 		a.outFormat = "raw"
 	}
 	bad := ""
@@ -213,31 +213,19 @@ func (t *tool) checkConvert(a convertArgs) int {
 func (t *tool) targetOptions(a *convertArgs) bool {
 	o := &a.opts
 	for i, name := range a.sources {
-		s := source{name: name, format: o.SourceFormat, imageOpts: a.imageOpts}
+		s := source{name: name, format: o.SourceFormat, imageOpts: a.imageOpts, noLock: o.SourceNoLock}
 		if !t.resolve(&s) {
 			return false
 		}
-		if a.imageOpts {
-			// One format for all: the options of several sources agree.
-			if i > 0 && s.format != o.SourceFormat {
-				t.errorf("--image-opts: sources of different formats are not supported")
-				return false
-			}
-			a.sources[i] = s.name
-			if i == len(a.sources)-1 {
-				o.SourceFormat = s.format
-			}
-		}
+		a.sources[i] = s.name
 	}
 	if a.targetOpts {
-		s := source{name: a.target, imageOpts: true}
+		s := source{name: a.target, format: a.outFormat, imageOpts: true}
 		if !t.resolve(&s) {
 			return false
 		}
 		a.target = s.name
-		if s.format != "" {
-			a.outFormat = s.format
-		}
+		a.outFormat = ""
 	}
 	return true
 }
@@ -246,7 +234,7 @@ func (t *tool) targetOptions(a *convertArgs) bool {
 func creationOptions(a *convertArgs) string {
 	o := &a.opts
 	drv := all.Find(a.outFormat)
-	if drv == nil {
+	if drv == nil && !a.targetOpts {
 		return "Unknown file format '" + a.outFormat + "'"
 	}
 	o.Format = a.outFormat

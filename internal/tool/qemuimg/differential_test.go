@@ -236,7 +236,9 @@ func put(t *testing.T, name string, b []byte) {
 var needs = map[string][]string{
 	"b.qcow2": {"a.raw"}, "c.qcow2": {"b.qcow2"}, "deep.qcow2": {"c.qcow2"}, "missing2.qcow2": {"missing.qcow2"},
 	"snaps.qcow2": {"a.raw"}, "oldsnaps.qcow2": {"a.raw"}, "snap3M.qcow2": {"small"}, "snap512k.qcow2": {"small"},
-	"loop1.qcow2": {"loop2.qcow2"}, "loop2.qcow2": {"loop1.qcow2"}, "link.qcow2": {"a.qcow2"}, "over.qcow2": {"c.qcow2"},
+	"loop1.qcow2": {"loop2.qcow2"}, "loop2.qcow2": {"loop1.qcow2"}, "link.qcow2": {"a.qcow2"}, "over.qcow2": {"c.qcow2", "a.qcow2"},
+	"d.qcow2": {"d.data"}, "r.qcow2": {"r.data"}, "o.qcow2": {"o.data", "a.raw"}, "e.qcow2": {"e.data"}, "top.qcow2": {"d.qcow2"}, "gone.qcow2": {"gone.data"}, "overgone.qcow2": {"gone.qcow2"},
+	"overraw.qcow2": {"a.raw"}, "overjson.qcow2": {"a.raw"}, "overwindow.qcow2": {"a.raw"},
 }
 
 // copyFixtures copies the files that command lines name, with those that they
@@ -394,6 +396,17 @@ func sameFiles(t *testing.T, ours, stock string) {
 		if sameBytes(t, x, y) {
 			continue
 		}
+		if data := dataFileOf(x); data != "" {
+			x = "driver=qcow2,file.filename=" + x + ",data-file.filename=" + data
+			y = "driver=qcow2,file.filename=" + y + ",data-file.filename=" + dataFileOf(y)
+			if r := qemutest.Run(t, "qemu-img", "compare", "--image-opts", x, y); r.Status != 0 {
+				t.Errorf("content of %s: %s%s", name, r.Stdout, r.Stderr)
+			}
+			if r := qemutest.Run(t, "qemu-img", "check", "--image-opts", x); r.Status != 0 {
+				t.Errorf("check of our %s: %s%s", name, r.Stdout, r.Stderr)
+			}
+			continue
+		}
 		if r := qemutest.Run(t, "qemu-img", "compare", x, y); r.Status != 0 {
 			t.Errorf("content of %s: %s%s", name, r.Stdout, r.Stderr)
 		}
@@ -403,6 +416,16 @@ func sameFiles(t *testing.T, ours, stock string) {
 			t.Errorf("check of our %s: %s%s", name, r.Stdout, r.Stderr)
 		}
 	}
+}
+
+// dataFileOf returns the external data file beside an image, whose recorded
+// name is relative to the working directory, "" if there is none.
+func dataFileOf(name string) string {
+	data := strings.TrimSuffix(name, ".qcow2") + ".data"
+	if _, err := os.Stat(data); err != nil || data == name {
+		return ""
+	}
+	return data
 }
 
 func sameBytes(t *testing.T, x, y string) bool {

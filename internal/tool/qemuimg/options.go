@@ -167,7 +167,7 @@ func (t *tool) images(c common) ([]source, bool) {
 
 // image is the operand name with the options that belong to it.
 func (c common) image(name string) source {
-	return source{name: name, format: c.format, imageOpts: c.imageOpts}
+	return source{name: name, format: c.format, imageOpts: c.imageOpts, noLock: c.noLock}
 }
 
 // output is the value of --output.

@@ -74,7 +74,10 @@ type tool struct {
 	stdout io.Writer
 	out    *bufio.Writer // on stdout
 	stderr io.Writer
-	outErr error // the first failed write to standard output
+	// spelled are the names that --image-opts was turned into, with the
+	// options as they were typed.
+	spelled map[string]string
+	outErr  error // the first failed write to standard output
 	// secrets are the keys of `--object secret`.
 	secrets secretStore
 	trace   tracing

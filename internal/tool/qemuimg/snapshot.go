@@ -66,7 +66,7 @@ func (t *tool) runSnapshot(a snapshotArgs) int {
 		return t.listSnapshots(ctx, a)
 	}
 	if a.opts.NoLock {
-		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.src.name)
+		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", t.shown(a.src.name))
 		return exitFailed
 	}
 	a.opts.Opened = func(probedRaw bool) {

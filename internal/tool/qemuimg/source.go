@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"encoding/json"
 	"errors"
 	"strings"
 
@@ -13,10 +12,11 @@ import (
 type source struct {
 	name, format string
 	imageOpts    bool
+	noLock       bool
 }
 
-// resolve turns `--image-opts` into name and format. It reports whether that
-// worked, else it has said why.
+// resolve turns `--image-opts` into a name, which says the same in the form
+// json:{...}. It reports whether that worked, else it has said why.
 func (t *tool) resolve(s *source) bool {
 	if !s.imageOpts {
 		return true
@@ -25,40 +25,53 @@ func (t *tool) resolve(s *source) bool {
 		t.errorf("--image-opts and --format are mutually exclusive")
 		return false
 	}
-	options := map[string]string{}
-	for _, kv := range parseKeyvals(s.name, "") {
-		options[kv.key] = kv.value
+	flat := map[string]any{}
+	for _, kv := range parseKeyvals(s.name, "file") {
+		flat[kv.key] = kv.value
 	}
-	if !strings.Contains(s.name, "=") {
-		t.errorf("Could not open '%s': Cannot find device='%s' nor node-name='%s'", s.name, s.name, s.name)
+	if share, ok := flat["force-share"]; ok && s.noLock && share != "on" {
+		t.errorf("--force-share/-U conflicts with image options")
 		return false
 	}
-	if name, ok := withKeys(options); ok {
-		s.name = name
-		return true
+	if backing, ok := flat["backing"]; ok && backing == "" {
+		t.errorf(`warning: Use of "backing": "" is deprecated; use "backing": null instead`)
 	}
-	name, format, err := image.FromBlockOptions(options)
+	o, err := image.ParseBlockOptions(flat)
 	if err != nil {
-		t.errorf("Could not open '%s': %v", s.name, err)
+		t.errorf("Could not open '%s': %s", s.name, causeText(err))
 		return false
 	}
-	s.name, s.format = name, format
+	if t.spelled == nil {
+		t.spelled = map[string]string{}
+	}
+	name := o.Name()
+	t.spelled[name] = s.name
+	s.name = name
 	return true
 }
 
-// withKeys returns the json: name of block options that name a key.
-func withKeys(options map[string]string) (string, bool) {
-	for k := range options {
-		if strings.HasSuffix(k, "key-secret") {
-			b, err := json.Marshal(options)
-			return "json:" + string(b), err == nil
-		}
+// shown returns how the command line spelled a name that resolve made.
+func (t *tool) shown(name string) string {
+	if s, ok := t.spelled[name]; ok {
+		return s
 	}
-	return "", false
+	return name
+}
+
+// openText is the function of that name, with the image spelled as on the
+// command line.
+func (t *tool) openText(err error) string {
+	text := openText(err)
+	var open *image.OpenError
+	if errors.As(err, &open) {
+		text = strings.Replace(text, "'"+open.Name+"'", "'"+t.shown(open.Name)+"'", 1)
+	}
+	return text
 }
 
 // warnProbed says that a raw image that is written was not said to be raw.
 func (t *tool) warnProbed(name string) {
+	name = image.Filename(name)
 	t.flush()
 	t.stderrf("WARNING: Image format was not specified for '%s' and probing guessed raw.\n"+
 		"         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n"+
@@ -69,9 +82,9 @@ func (t *tool) warnProbed(name string) {
 func (t *tool) failOpen(err error) int {
 	var chain *image.OpenError
 	if errors.Is(err, block.ErrBackingLoop) && errors.As(err, &chain) {
-		t.errorf("Backing file '%s' creates an infinite loop.", chain.Name)
+		t.errorf("Backing file '%s' creates an infinite loop.", t.shown(chain.Name))
 		return exitFailed
 	}
-	t.errorf("%s", openText(err))
+	t.errorf("%s", t.openText(err))
 	return exitFailed
 }

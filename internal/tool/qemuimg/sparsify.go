@@ -57,9 +57,9 @@ func (t *tool) sparsify(args []string) int {
 	gained := res.Before - res.After
 	switch {
 	case mode == outputJSON:
-		t.printf("%s\n", writeJSON(object{{"filename", src.name}, {"zeroed", res.Zeroed}, {"actual-size-before", res.Before}, {"actual-size", res.After}, {"gained", gained}}))
+		t.printf("%s\n", writeJSON(object{{"filename", t.shown(src.name)}, {"zeroed", res.Zeroed}, {"actual-size-before", res.Before}, {"actual-size", res.After}, {"gained", gained}}))
 	case !c.quiet:
-		t.printf("%s: %s of zeros given back; disk size: %s, was %s.\n", src.name, humanSize(res.Zeroed), humanSize(res.After), humanSize(res.Before))
+		t.printf("%s: %s of zeros given back; disk size: %s, was %s.\n", t.shown(src.name), humanSize(res.Zeroed), humanSize(res.After), humanSize(res.Before))
 	}
 	return exitOK
 }
