@@ -27,7 +27,7 @@ func (img *Image) abandonMeta(off hostOffset, n int64) {
 }
 
 // storeBitmaps writes the bitmaps as they are and says that they are not in use
-// any more. Everything else has been written.
+// any more. Everything else is written before that.
 //
 // New bits, tables and directory come first, with their refcounts; then, after
 // a barrier, the header's extension names the new directory, in one sector;
@@ -111,7 +111,8 @@ func (img *Image) storeBitmapFlags() error {
 	for i, b := range s.list {
 		list[i] = bitmapDirEntry{table: b.table, name: b.name, granularityBits: uint8(b.shift), flags: b.fileFlags()}
 	}
-	if err := img.barrier(); err != nil {
+	// What was clean when a bitmap was cleared must not go back to what it was.
+	if err := img.writeback(true); err != nil {
 		return err
 	}
 	if err := img.writeMeta(encodeBitmapDirectory(list), int64(s.header.directoryOffset)); err != nil {
