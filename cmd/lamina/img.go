@@ -19,7 +19,7 @@ func newImg() *cobra.Command {
   lamina img info --backing-chain overlay.qcow2
   lamina img convert -O qcow2 -c disk.raw disk.qcow2`,
 		DisableFlagParsing: true,
-		ValidArgs:          []string{"check", "convert", "create", "info", "map", "resize"},
+		ValidArgs:          qemuimg.Verbs(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// Only reached with words before "img", which it does not take.
 			return usagef("img comes first: lamina img VERB ...")

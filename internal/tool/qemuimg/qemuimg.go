@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
@@ -60,6 +61,16 @@ func ownVerbs() []verb {
 		{"sparsify", (*tool).sparsify, sparsifySyntax},
 		{"tree", (*tool).tree, treeSyntax},
 	}
+}
+
+// Verbs returns the names of all commands, for completion.
+func Verbs() []string {
+	var names []string
+	for _, v := range append(verbs(), ownVerbs()...) {
+		names = append(names, v.name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // extended reports whether what the stock tool refuses (more verbs, several
