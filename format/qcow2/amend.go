@@ -40,6 +40,17 @@ func (img *Image) Amend(ctx context.Context, opts format.AmendOptions) error {
 }
 
 func (img *Image) amend(ctx context.Context, a *amendment, opts format.AmendOptions, p *amendProgress) error {
+	if img.hdr.autoclear&^autoclearHandled != 0 {
+		// What nobody knows here may not be true any more afterwards.
+		img.wbMu.Lock()
+		h := img.hdr
+		h.autoclear &= autoclearHandled
+		err := img.storeFields(h)
+		img.wbMu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
 	if a.version > img.version {
 		if err := img.upgrade(ctx); err != nil {
 			return err

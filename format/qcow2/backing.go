@@ -44,7 +44,9 @@ func (img *Image) changeBacking(ctx context.Context, name, formatName string) er
 	if formatName != "" {
 		data = []byte(formatName)
 	}
-	if err := img.replaceHead(img.hdr, withExtension(img.exts, extBackingFormat, data), name); err != nil {
+	h := img.hdr
+	h.autoclear &= autoclearHandled
+	if err := img.replaceHead(h, withExtension(img.exts, extBackingFormat, data), name); err != nil {
 		return err
 	}
 	img.backingFile, img.backingFormat = name, formatName
@@ -101,6 +103,9 @@ func (img *Image) makeEmpty(ctx context.Context) error {
 		if d, ok := block.As[block.Discarder](img.data.wr); ok {
 			_ = d.Discard(0, min(img.Size(), img.data.wr.Size()))
 		}
+	}
+	if err := img.compactRefcounts(ctx); err != nil {
+		return err
 	}
 	return img.cutFile(ctx)
 }

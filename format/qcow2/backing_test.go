@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -364,5 +365,56 @@ func TestMakeEmpty(t *testing.T) {
 			}, func(d *memory.Disk) error { return content(d, false) })
 			t.Logf("%d states, %d faults", states, runs)
 		})
+	}
+}
+
+// TestMakeEmptyShrinks empties images whose refcount structure is large: it
+// becomes as small as that of a new image, at every moment a whole one.
+func TestMakeEmptyShrinks(t *testing.T) {
+	for _, values := range []map[string]string{
+		{"cluster_size": "512"}, {"cluster_size": "512", "refcount_bits": "64", "lazy_refcounts": "on"}, {"cluster_size": "4k", "refcount_bits": "64"},
+	} {
+		file := newFile(t, 1<<20, values)
+		img := openMemory(t, file)
+		p := bytes.Repeat([]byte("full"), 1<<18)
+		if _, err := img.WriteAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := img.Close(); err != nil {
+			t.Fatal(err)
+		}
+		file = file.Reopen()
+		base, rec := file.Clone(), record.Wrap(file)
+		img = openMemory(t, rec)
+		if err := img.MakeEmpty(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := img.WriteAt([]byte("again"), 1000); err != nil {
+			t.Fatal(err)
+		}
+		if err := img.Close(); err != nil {
+			t.Fatal(err)
+		}
+		log := rec.Log()
+		r := rand.New(rand.NewPCG(1, 2))
+		for n := range log {
+			for range 3 {
+				img, err := tryOpenMemory(log.Crash(base, n, r))
+				if err == nil {
+					err = requireRefcounts(img)
+				}
+				if err != nil {
+					t.Fatalf("%v: power loss after %d of %d events: %v", values, n, len(log), err)
+				}
+			}
+		}
+		file = file.Reopen()
+		if file.Size() > 64<<10 {
+			t.Errorf("%v: the file had %d bytes and still has %d", values, base.Size(), file.Size())
+		}
+		requireNoLeaks(t, file)
+		path := toDisk(t, file, "empty.qcow2")
+		qemutest.Img(t, "check", path)
+		qemutest.IO(t, "qcow2", path, "read -P 0 0 1000", "read -P 0 1005 800k")
 	}
 }

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -22,7 +23,7 @@ func (img *Image) downgrade(ctx context.Context, p *amendProgress) error {
 	p.add(int64(len(tables)))
 	if img.hdr.compressionType != compressionZlib {
 		for _, t := range tables {
-			if err := img.refuseCompressed(t); err != nil {
+			if err := img.refuseCompressed(t.host); err != nil {
 				return err
 			}
 		}
@@ -51,20 +52,27 @@ func (img *Image) downgrade(ctx context.Context, p *amendProgress) error {
 	return img.replaceHead(h, withExtension(img.exts, extFeatureNames, nil), img.backingFile)
 }
 
+// l2Place is an L2 table and the guest offset of what it maps, which is the
+// same for all who share it.
+type l2Place struct {
+	host  hostOffset
+	guest int64
+}
+
 // allTables returns the L2 tables of the disk and of all snapshots, each once.
-func (img *Image) allTables() ([]hostOffset, error) {
-	var tables []hostOffset
+func (img *Image) allTables() ([]l2Place, error) {
+	var tables []l2Place
 	add := func(l1 []l1Entry) error {
-		for _, e := range l1 {
+		for i, e := range l1 {
 			if err := e.check(img.g); err != nil {
 				return err
 			}
 			if e.l2Table() != 0 {
-				tables = append(tables, e.l2Table())
+				tables = append(tables, l2Place{e.l2Table(), int64(i) * img.g.l2Span()})
 			}
 		}
-		slices.Sort(tables)
-		tables = slices.Compact(tables)
+		slices.SortFunc(tables, func(a, b l2Place) int { return cmp.Compare(a.host, b.host) })
+		tables = slices.CompactFunc(tables, func(a, b l2Place) bool { return a.host == b.host })
 		return nil
 	}
 	img.mu.RLock()
@@ -107,22 +115,23 @@ func (img *Image) refuseCompressed(table hostOffset) error {
 // expandTable replaces the zero clusters of an L2 table. The table is changed
 // in place, for all who share it: refs of them, who each count in the
 // refcounts of its clusters.
-func (img *Image) expandTable(ctx context.Context, table hostOffset) error {
+func (img *Image) expandTable(ctx context.Context, table l2Place) error {
 	if err := img.relieve(); err != nil {
 		return err
 	}
 	img.mu.Lock()
-	refs, err := img.refcount(img.g.cluster(int64(table)))
+	refs, err := img.refcount(img.g.cluster(int64(table.host)))
 	img.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	if refs == 0 {
-		return corruptf("L2 table at offset %#x has the refcount 0: run a check with repair", int64(table))
+		return corruptf("L2 table at offset %#x has the refcount 0: run a check with repair", int64(table.host))
 	}
 	for off := int64(0); off < img.g.clusterSize(); off += img.g.sliceBytes() {
+		slice := l2Place{table.host + hostOffset(off), table.guest + off/8<<img.g.clusterBits}
 		for k := 0; k < img.g.sliceEntries(); {
-			n, err := img.expandEntries(ctx, table+hostOffset(off), k, refs)
+			n, err := img.expandEntries(ctx, slice, k, refs)
 			if err != nil {
 				return err
 			}
@@ -134,9 +143,9 @@ func (img *Image) expandTable(ctx context.Context, table hostOffset) error {
 
 // expandEntries replaces the zero clusters of a slice from entry k on, as many
 // as can be done at once; it returns how many entries are done.
-func (img *Image) expandEntries(ctx context.Context, slice hostOffset, k int, refs uint64) (int, error) {
+func (img *Image) expandEntries(ctx context.Context, slice l2Place, k int, refs uint64) (int, error) {
 	img.mu.Lock()
-	s, err := img.loadSlice(slice)
+	s, err := img.loadSlice(slice.host)
 	if err != nil {
 		img.mu.Unlock()
 		return 0, err
@@ -162,13 +171,13 @@ func (img *Image) expandEntries(ctx context.Context, slice hostOffset, k int, re
 	case err != nil:
 		return 0, err
 	case img.backingFile == "":
-		return n, img.setZeroEntries(slice, k, n, refs, func(int64) l2Entry { return 0 })
+		return n, img.setZeroEntries(slice.host, k, n, refs, func(int64) l2Entry { return 0 })
 	case e.kind(img.g) == clusterZeroAlloc && shared == refs:
 		// Nobody else sees the bytes of the cluster, and these not yet.
-		if err := img.writeZeroCluster(e.host()); err != nil {
+		if err := img.writeZeroCluster(slice.guest+int64(k)<<img.g.clusterBits, e.host()); err != nil {
 			return 0, err
 		}
-		return 1, img.setZeroEntries(slice, k, 1, refs, func(int64) l2Entry { return expanded(e.host(), refs) })
+		return 1, img.setZeroEntries(slice.host, k, 1, refs, func(int64) l2Entry { return expanded(e.host(), refs) })
 	}
 	return img.expandNew(ctx, slice, k, n, refs)
 }
@@ -181,20 +190,20 @@ func expanded(host hostOffset, refs uint64) l2Entry {
 	return l2Entry(host)
 }
 
-// writeZeroCluster fills a host cluster with zeros.
-func (img *Image) writeZeroCluster(host hostOffset) error {
+// writeZeroCluster writes zeros to the host cluster of a guest cluster.
+func (img *Image) writeZeroCluster(guest int64, host hostOffset) error {
 	for n := img.g.clusterSize(); n > 0; {
 		k := min(n, int64(len(zeroBuffer)))
-		if err := img.writeData(zeroBuffer[:k], host); err != nil {
+		if err := img.writeGuest(zeroBuffer[:k], guest, host); err != nil {
 			return err
 		}
-		host, n = host+hostOffset(k), n-k
+		guest, host, n = guest+k, host+hostOffset(k), n-k
 	}
 	return nil
 }
 
 // expandNew gives up to n zero clusters new host clusters.
-func (img *Image) expandNew(ctx context.Context, slice hostOffset, k, n int, refs uint64) (int, error) {
+func (img *Image) expandNew(ctx context.Context, slice l2Place, k, n int, refs uint64) (int, error) {
 	var first, count int64
 	var fresh bool
 	err := img.update(func() (err error) {
@@ -204,7 +213,12 @@ func (img *Image) expandNew(ctx context.Context, slice hostOffset, k, n int, ref
 	if err != nil {
 		return 0, err
 	}
-	err = img.prepareHost(ctx, first<<img.g.clusterBits, count<<img.g.clusterBits, fresh, block.PreallocOff)
+	if img.hdr.cryptMethod == 0 {
+		err = img.prepareHost(ctx, first<<img.g.clusterBits, count<<img.g.clusterBits, fresh, block.PreallocOff)
+	}
+	for i := int64(0); i < count && img.hdr.cryptMethod != 0 && err == nil; i++ {
+		err = img.writeZeroCluster(slice.guest+(int64(k)+i)<<img.g.clusterBits, hostOffset((first+i)<<img.g.clusterBits))
+	}
 	if err == nil {
 		err = img.update(func() error {
 			for range refs - 1 {
@@ -219,7 +233,7 @@ func (img *Image) expandNew(ctx context.Context, slice hostOffset, k, n int, ref
 		img.abandon(first, count)
 		return 0, err
 	}
-	return int(count), img.setZeroEntries(slice, k, int(count), refs, func(i int64) l2Entry {
+	return int(count), img.setZeroEntries(slice.host, k, int(count), refs, func(i int64) l2Entry {
 		return expanded(hostOffset((first+i)<<img.g.clusterBits), refs)
 	})
 }
