@@ -16,3 +16,10 @@ type RangeCopier interface {
 	// the range may have been copied.
 	CopyFrom(src Node, srcOff, off, n int64) error
 }
+
+// ZeroIniter is a node that can say whether what was never written of it, or
+// was added by [Resizer].Resize, reads as zeros. Of nodes that do not say it,
+// it does.
+type ZeroIniter interface {
+	ZeroInit() bool
+}

@@ -188,7 +188,7 @@ func targetDriver(target string, opts ConvertOptions) (format.Driver, error) {
 
 // copyTo opens the target, which exists now, and fills it.
 func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
-	im, err := Open(ctx, target, Options{Format: c.targetFormat, Writable: true, Cache: c.opts.Cache, Fill: true, Secrets: c.opts.Secrets})
+	im, err := Open(ctx, target, Options{Format: c.targetFormat, Writable: true, Cache: c.opts.Cache, Fill: true, Secrets: c.opts.Secrets, values: c.keyNames()})
 	if err != nil {
 		return err
 	}
@@ -208,6 +208,24 @@ func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
 		return fmt.Errorf("%s: %w", target, err)
 	}
 	return bitmapErr
+}
+
+// keyNames returns the options of a new target that name keys: with them it is
+// opened again to be filled.
+func (c *conversion) keyNames() map[string]string {
+	if c.opts.NoCreate {
+		return nil
+	}
+	var names map[string]string
+	for _, k := range []string{"key-secret", "encrypt.key-secret"} {
+		if v, ok := c.opts.Values[k]; ok {
+			if names == nil {
+				names = map[string]string{}
+			}
+			names[k] = v
+		}
+	}
+	return names
 }
 
 // source is one image to copy, and where in the target it begins. node is its

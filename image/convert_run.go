@@ -87,6 +87,9 @@ func (c *conversion) setTarget(im *Image) error {
 	}
 	layers := im.Layers()
 	c.zeroInit = c.opts.TargetZero || !c.opts.NoCreate && !layers[0].file.IsDevice() && !(layers[0].data != nil && layers[0].data.IsDevice())
+	if z, ok := block.As[block.ZeroIniter](im.Node()); ok && !c.opts.TargetZero {
+		c.zeroInit = c.zeroInit && z.ZeroInit()
+	}
 	if len(layers) > 1 {
 		c.backing = layers[1].Node
 		c.backingSize = c.backing.Size()

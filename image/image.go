@@ -83,6 +83,8 @@ type Options struct {
 	use use
 	// commitTo is the depth of the layer that is written too, 0 for none.
 	commitTo int
+	// values are runtime options of the image's own format.
+	values map[string]string
 }
 
 // use is what an image is opened for, which decides its locks.
@@ -364,6 +366,9 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, plan 
 	}
 	if !l.protocol { // what a protocol has, the plan has dealt with
 		opts.Values = plan.top.rest
+	}
+	if top && len(opts.Values) == 0 {
+		opts.Values = c.opts.values
 	}
 	opts.Opener = &opener{c: c, l: l, path: l.path, opts: l.opts}
 	opts.Warn, _ = ctx.Value(warnKey{}).(func(text, hint string))

@@ -31,6 +31,10 @@ type Suite struct {
 	// that is not what it finds, so that no test falls out unseen.
 	Zeroer, Discarder, Resizer bool
 
+	// Dense says that the node stores every byte: it never knows of a range
+	// that it reads as zeros.
+	Dense bool
+
 	// Unit is the granularity worth aiming at, for example the cluster
 	// size: requests are placed around its multiples. 0 means 64 KiB.
 	Unit int64

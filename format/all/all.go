@@ -3,6 +3,7 @@ package all
 
 import (
 	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/format/luks"
 	"github.com/lamina-vm/lamina/format/qcow2"
 	"github.com/lamina-vm/lamina/format/raw"
 )
@@ -10,7 +11,7 @@ import (
 // Drivers returns every format driver. Probing asks all and takes the best
 // score, the first of equals; raw, which takes anything, is last.
 func Drivers() []format.Driver {
-	return []format.Driver{qcow2.Driver{}, raw.Driver{}}
+	return []format.Driver{qcow2.Driver{}, luks.Driver{}, raw.Driver{}}
 }
 
 // Find returns the driver of that name, or nil.

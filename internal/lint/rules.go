@@ -27,7 +27,7 @@ var rules = []rule{
 	{from: "format", deny: []string{"..."}, allow: []string{"block"},
 		reason: "package format only says what a driver is"},
 	{from: "format/...", except: []string{"format", "format/all"}, deny: []string{"..."},
-		allow:  []string{"block", "block/...", "format"},
+		allow:  []string{"block", "block/...", "format", "format/encryption"},
 		reason: "a format driver is handed its file and an opener; it never imports another format or a protocol"},
 	{from: "image/...", deny: []string{"internal/...", "nbd/...", "cmd/..."}, allow: []string{"internal/partition", "internal/underlay"},
 		reason: "image is a public library: it may not pull in machines, tools or the daemon"},

@@ -203,14 +203,16 @@ func infoJSON(i image.Info) object {
 	}
 	o.add("format", i.Format)
 	o.add("actual-size", i.DiskSize)
-	if i.Encrypted {
-		o.add("encrypted", true)
-	}
 	if len(i.Specific) > 0 {
 		o.add("format-specific", object{{"type", i.Format}, {"data", fieldsJSON(i.Specific)}})
 	}
 	if i.BackingFile != "" {
 		o.add("full-backing-filename", i.FullBackingFile)
+	}
+	if i.Encrypted {
+		o.add("encrypted", true)
+	}
+	if i.BackingFile != "" {
 		o.add("backing-filename", i.BackingFile)
 	}
 	o.add("dirty-flag", i.Dirty)

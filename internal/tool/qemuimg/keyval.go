@@ -183,8 +183,16 @@ func (c *creation) parseWith(l *optionList, options []format.Option) string {
 func printOrder(formatName string) []keyval {
 	if formatName == "qcow2" {
 		return []keyval{
+			{"encryption", ""}, {"encrypt.format", ""}, {"encrypt.key-secret", ""}, {"encrypt.cipher-alg", ""}, {"encrypt.cipher-mode", ""},
+			{"encrypt.ivgen-alg", ""}, {"encrypt.ivgen-hash-alg", ""}, {"encrypt.hash-alg", ""}, {"encrypt.iter-time", ""},
 			{"cluster_size", "65536"}, {"extended_l2", "off"}, {"preallocation", ""}, {"compression_type", "zlib"}, {"size", ""},
 			{"compat", ""}, {"backing_file", ""}, {"backing_fmt", ""}, {"data_file", ""}, {"data_file_raw", ""}, {"lazy_refcounts", "off"}, {"refcount_bits", "16"}, {"extent_size_hint", ""}, {"nocow", ""},
+		}
+	}
+	if formatName == "luks" {
+		return []keyval{
+			{"size", ""}, {"key-secret", ""}, {"cipher-alg", ""}, {"cipher-mode", ""}, {"ivgen-alg", ""}, {"ivgen-hash-alg", ""},
+			{"hash-alg", ""}, {"iter-time", ""}, {"extent_size_hint", ""}, {"nocow", ""}, {"preallocation", ""},
 		}
 	}
 	return []keyval{{"size", ""}, {"extent_size_hint", ""}, {"nocow", ""}, {"preallocation", ""}}
@@ -216,7 +224,7 @@ func (t *tool) optionHelp(drv format.Driver, filename string) int {
 	if filename == "" {
 		own := list[:0:0]
 		for _, o := range list {
-			if findOption(protocolOptions(), o.Name) == nil && (o.Name != "preallocation" || drv.Name() != "raw") {
+			if findOption(protocolOptions(), o.Name) == nil && (o.Name != "preallocation" || drv.Name() == "qcow2") {
 				own = append(own, o)
 			}
 		}
