@@ -2,8 +2,8 @@ package qemuimg
 
 // commitTable is the part of the comparison that is about commit.
 var commitTable = []diffGroup{
-	{name: "commit", fixtures: "create -q -f qcow2 n.qcow2 1M; create -q -f qcow2 -b small -F raw short.qcow2 512k; create -q -f qcow2 -b c.qcow2 -F qcow2 -o cluster_size=512 fine.qcow2; create -q -f qcow2 -b v2.qcow2 -F qcow2 onv2.qcow2 2M; " +
-		"create -q -f qcow2 -b full.qcow2 -F qcow2 -u mid.qcow2 6M; convert -O qcow2 deep.qcow2 full.qcow2; create -q -f qcow2 -b mid.qcow2 -F qcow2 -u top.qcow2 12M; create -q -f qcow2 -b snaps.qcow2 -F qcow2 onsnaps.qcow2",
+	{name: "commit", fixtures: "create -q -f qcow2 n.qcow2 1M; create -q -f qcow2 -b small -F raw cshort.qcow2 512k; create -q -f qcow2 -b c.qcow2 -F qcow2 -o cluster_size=512 cfine.qcow2; create -q -f qcow2 -b v2.qcow2 -F qcow2 onv2.qcow2 2M; " +
+		"create -q -f qcow2 -b cfull.qcow2 -F qcow2 -u cmid.qcow2 6M; convert -O qcow2 deep.qcow2 cfull.qcow2; create -q -f qcow2 -b cmid.qcow2 -F qcow2 -u ctop.qcow2 12M; create -q -f qcow2 -b snaps.qcow2 -F qcow2 onsnaps.qcow2",
 		cases: []diffCase{
 			{lines: "commit"},
 			{lines: "commit c.qcow2 b.qcow2"},
@@ -23,20 +23,20 @@ var commitTable = []diffGroup{
 			{lines: "commit -d c.qcow2; map --output=json c.qcow2"},
 			{lines: "commit -b a.raw c.qcow2; info a.raw; map --output=json c.qcow2"},
 			{lines: "commit -b a.raw deep.qcow2; check -q deep.qcow2; map --output=json deep.qcow2"},
-			{lines: "commit -b b.qcow2 deep.qcow2; check -q deep.qcow2; check -q b.qcow2; map --output=json b.qcow2"},
+			{lines: "commit -b b.qcow2 deep.qcow2; check -q deep.qcow2; check -q b.qcow2"},
 			{lines: "commit -b c.qcow2 deep.qcow2; check -q c.qcow2; map --output=json deep.qcow2"},
 			{lines: "commit -b ./b.qcow2 c.qcow2; check -q b.qcow2"},
 			{lines: "commit -b nope c.qcow2"},
 			{lines: "commit -b '' c.qcow2"},
 			{lines: "commit -b c.qcow2 c.qcow2"},
 			{lines: "commit -b small c.qcow2"},
-			{lines: "commit -b full.qcow2 top.qcow2; check -q full.qcow2; map --output=json full.qcow2"},
-			{lines: "commit top.qcow2; check -q mid.qcow2; map --output=json mid.qcow2"},
+			{lines: "commit -b cfull.qcow2 ctop.qcow2; check -q cfull.qcow2"},
+			{lines: "commit ctop.qcow2; check -q cmid.qcow2"},
 			{lines: "commit d/over.qcow2; check d/over.qcow2"},
 			{lines: "commit -b base.raw d/over.qcow2"},
 			{lines: "commit -b d/base.raw d/over.qcow2"},
-			{lines: "commit short.qcow2; info small"},
-			{lines: "commit fine.qcow2; check -q fine.qcow2; check -q c.qcow2"},
+			{lines: "commit cshort.qcow2; info small"},
+			{lines: "commit cfine.qcow2; check -q cfine.qcow2; check -q c.qcow2"},
 			{lines: "commit onv2.qcow2; check -q v2.qcow2; info v2.qcow2"},
 			{lines: "commit onsnaps.qcow2; check -q snaps.qcow2; snapshot -l snaps.qcow2"},
 			{lines: "commit snaps.qcow2; check -q snaps.qcow2; snapshot -l snaps.qcow2"},

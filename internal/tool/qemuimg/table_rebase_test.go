@@ -2,8 +2,8 @@ package qemuimg
 
 // rebaseTable is the part of the comparison that is about rebase.
 var rebaseTable = []diffGroup{
-	{name: "rebase", fixtures: "create -q -f qcow2 n.qcow2 1M; create -q -f qcow2 -o cluster_size=512 tiny.qcow2 1M; create -q -f raw long.raw 20M; create -q -f qcow2 -b a.raw -F raw -o compat=0.10,cluster_size=4k old.qcow2; " +
-		"convert -O qcow2 c.qcow2 full.qcow2; create -q -f qcow2 -b full.qcow2 -F qcow2 over.qcow2 16M",
+	{name: "rebase", fixtures: "create -q -f qcow2 n.qcow2 1M; create -q -f qcow2 -o cluster_size=512 tiny.qcow2 1M; create -q -f raw long.raw 20M; create -q -f qcow2 -b a.raw -F raw -o compat=0.10,cluster_size=4k v2onraw.qcow2; " +
+		"convert -O qcow2 c.qcow2 full.qcow2; create -q -f qcow2 -b full.qcow2 -F qcow2 onfull.qcow2 16M",
 		cases: []diffCase{
 			{lines: "rebase"},
 			{lines: "rebase c.qcow2"},
@@ -22,22 +22,22 @@ var rebaseTable = []diffGroup{
 			{lines: "rebase -b missing.qcow2 -F qcow2 c.qcow2"},
 			{lines: "rebase -u -b nope c.qcow2"},
 			{lines: "rebase -u -b nope -F raw c.qcow2; info c.qcow2"},
-			{lines: "rebase -b a.raw -F raw c.qcow2; info c.qcow2; check c.qcow2; map --output=json c.qcow2"},
+			{lines: "rebase -b a.raw -F raw c.qcow2; info c.qcow2; check -q c.qcow2; map --output=json c.qcow2"},
 			{lines: "rebase -f qcow2 -b ./a.raw -F raw c.qcow2; info c.qcow2; map c.qcow2"},
 			{lines: "rebase -b '' c.qcow2; info c.qcow2; check c.qcow2"},
 			{lines: "rebase -b '' deep.qcow2; info deep.qcow2; check deep.qcow2; map --output=json deep.qcow2"},
 			{lines: "rebase -b a.raw -F raw deep.qcow2; check deep.qcow2; map --output=json deep.qcow2"},
 			{lines: "rebase -b b.qcow2 -F qcow2 deep.qcow2; check deep.qcow2; map --output=json deep.qcow2"},
 			{lines: "rebase -b small -F raw deep.qcow2; check deep.qcow2"},
-			{lines: "rebase -b c.qcow2 -F qcow2 n.qcow2; check n.qcow2; map --output=json n.qcow2"},
+			{lines: "rebase -b c.qcow2 -F qcow2 n.qcow2; check -q n.qcow2; map --output=json n.qcow2"},
 			{lines: "rebase -b c.qcow2 -F qcow2 tiny.qcow2; check tiny.qcow2"},
 			{lines: "rebase -b long.raw -F raw c.qcow2; check c.qcow2"},
 			{lines: "rebase -b long.raw -F raw b.qcow2; check -q b.qcow2"},
-			{lines: "rebase -b a.raw -F raw over.qcow2; check over.qcow2; map --output=json over.qcow2"},
-			{lines: "rebase -b c.qcow2 -F qcow2 over.qcow2; check over.qcow2; map --output=json over.qcow2"},
-			{lines: "rebase -b c.qcow2 -F qcow2 old.qcow2; check old.qcow2; info old.qcow2"},
-			{lines: "rebase -b '' old.qcow2; check old.qcow2; info old.qcow2"},
-			{lines: "rebase -b comp.qcow2 -F qcow2 over.qcow2; check over.qcow2"},
+			{lines: "rebase -b a.raw -F raw onfull.qcow2; check -q onfull.qcow2"},
+			{lines: "rebase -b c.qcow2 -F qcow2 onfull.qcow2; check -q onfull.qcow2"},
+			{lines: "rebase -b c.qcow2 -F qcow2 v2onraw.qcow2; check v2onraw.qcow2; info v2onraw.qcow2"},
+			{lines: "rebase -b '' v2onraw.qcow2; check v2onraw.qcow2; info v2onraw.qcow2"},
+			{lines: "rebase -b comp.qcow2 -F qcow2 onfull.qcow2; check onfull.qcow2"},
 			{lines: "rebase -u -b '' c.qcow2; info c.qcow2; map --output=json c.qcow2"},
 			{lines: "rebase -u c.qcow2; info c.qcow2"},
 			{lines: "rebase -u -b '' -F raw c.qcow2; info c.qcow2"},
