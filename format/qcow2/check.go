@@ -3,7 +3,6 @@ package qcow2
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"syscall"
@@ -62,6 +61,8 @@ type checker struct {
 	fileLen  int64
 	clusters int64 // clusters of the file, and those referred to right behind it
 	highest  int64 // last cluster that is in use
+
+	snapshotDamage int64 // entries of the snapshot table
 
 	refs     referenceCounts // what the tables refer to
 	table    []refTableEntry // the refcount table
@@ -123,25 +124,32 @@ func (c *checker) label(repairing bool) string {
 // run does the check in stock's order: snapshot table, references, refcounts,
 // COPIED flags.
 func (c *checker) run() error {
-	snapshotDamage, err := c.checkSnapshotTable()
-	if err != nil {
+	if err := c.checkSnapshotTable(); err != nil {
 		return err
 	}
 	if err := c.begin(); err != nil {
 		return err
 	}
+	if err := c.checkTables(); err != nil {
+		c.res.Corruptions += c.snapshotDamage
+		return err
+	}
+	c.res.ImageEndOffset = (c.highest + 1) << c.g.clusterBits
+	if err := c.fixSnapshotTable(); err != nil {
+		return err
+	}
+	return c.finish()
+}
+
+// checkTables checks everything but the snapshot table.
+func (c *checker) checkTables() error {
 	if err := c.countReferences(c.fixErrors); err != nil {
 		return err
 	}
 	if err := c.checkRefcounts(); err != nil {
 		return err
 	}
-	if err := c.checkCopied(); err != nil {
-		return err
-	}
-	c.res.ImageEndOffset = (c.highest + 1) << c.g.clusterBits
-	c.res.Corruptions += snapshotDamage
-	return c.finish()
+	return c.checkCopied()
 }
 
 // begin learns the sizes and reads the refcount table.
@@ -272,22 +280,4 @@ func (img *Image) reload() error {
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	return img.reloadTables()
-}
-
-// checkSnapshotTable reads the snapshot table and returns the number of
-// entries that are damaged. Incomplete entries are reported but not repaired.
-func (c *checker) checkSnapshotTable() (int64, error) {
-	if err := c.img.readSnapshots(false); err != nil {
-		c.res.CheckErrors++
-		c.report("ERROR failed to read the snapshot table: %v", err)
-		return 0, errors.Join(err, syscall.EINVAL)
-	}
-	damaged := int64(0)
-	for i, s := range c.img.snapshots {
-		if len(s.extra) < 16 && c.img.version >= 3 {
-			damaged++
-			c.report("ERROR snapshot table entry %d is incomplete", i)
-		}
-	}
-	return damaged, nil
 }

@@ -225,47 +225,18 @@ func (c *checker) guard() *clusterSet {
 	add(0, 1)
 	add(int64(h.l1Offset), int64(h.l1Size)*8)
 	add(int64(h.refTableOffset), int64(h.refTableClusters)<<c.g.clusterBits)
-	add(int64(h.snapshotsOffset), c.img.snapshotTableBytes())
+	add(int64(h.snapshotsOffset), c.img.snapshotBytes)
 	for _, e := range c.table {
 		if e.block() != 0 {
 			add(int64(e.block()), 1)
 		}
 	}
 	for _, snap := range c.img.snapshots {
-		add(int64(snap.l1Offset), int64(snap.l1Size)*8)
+		if snap.checkL1(c.g) == nil {
+			add(int64(snap.l1Offset), int64(snap.l1Size)*8)
+		}
 	}
 	return s
-}
-
-// snapshotTableBytes returns the length of the snapshot table.
-func (img *Image) snapshotTableBytes() int64 {
-	n := int64(0)
-	for _, s := range img.snapshots {
-		n = (n + 7) &^ 7
-		n += snapshotFixed + int64(len(s.extra)+len(s.id)+len(s.name))
-	}
-	return n
-}
-
-// countSnapshots counts the internal snapshots and their table.
-func (c *checker) countSnapshots(fix bool) error {
-	for _, s := range c.img.snapshots {
-		if c.g.inCluster(int64(s.l1Offset)) != 0 {
-			c.report("ERROR snapshot %s (%s) l1_offset=%#x: L1 table is not cluster aligned; snapshot table entry corrupted", s.id, s.name, int64(s.l1Offset))
-			c.res.Corruptions++
-			continue
-		}
-		if s.l1Size > maxL1Bytes/8 {
-			c.report("ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; snapshot table entry corrupted", s.id, s.name, s.l1Size)
-			c.res.Corruptions++
-			continue
-		}
-		if err := c.countL1(int64(s.l1Offset), int64(s.l1Size), false, fix); err != nil {
-			return err
-		}
-	}
-	c.count(int64(c.img.hdr.snapshotsOffset), c.img.snapshotTableBytes())
-	return nil
 }
 
 // countRefBlocks counts the refcount blocks.

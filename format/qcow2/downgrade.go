@@ -3,6 +3,7 @@ package qcow2
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/lamina-vm/lamina/block"
@@ -82,6 +83,9 @@ func (img *Image) allTables() ([]l2Place, error) {
 		return nil, err
 	}
 	for _, s := range img.snapshots {
+		if err := s.checkL1(img.g); err != nil {
+			return nil, fmt.Errorf("snapshot %s: %w", s.id, err)
+		}
 		b := make([]byte, int64(s.l1Size)*8)
 		if err := readPadded(img.file, b, int64(s.l1Offset)); err != nil {
 			return nil, couldNotRead("snapshot L1 table", err)

@@ -209,11 +209,10 @@ func (h *header) validate(fileSize int64, features []featureName, forCheck bool)
 	if err := checkTable("Reference count table", h.refTableOffset, rtBytes/8, 8, maxRefTableBytes, g); err != nil {
 		return err
 	}
-	if h.snapshotCount > maxSnapshots {
-		return corruptf("Snapshot table too large")
-	}
-	if h.snapshotCount > 0 && (h.snapshotsOffset == 0 || h.snapshotsOffset&uint64(g.clusterSize()-1) != 0 || h.snapshotsOffset > 1<<62) {
-		return corruptf("Snapshot table offset invalid")
+	if !forCheck {
+		if err := h.validateSnapshots(g); err != nil {
+			return err
+		}
 	}
 	if h.backingOffset != 0 {
 		if h.backingSize > maxBackingName || uint64(h.backingSize) > uint64(g.clusterSize()) {
@@ -227,6 +226,17 @@ func (h *header) validate(fileSize int64, features []featureName, forCheck bool)
 		return nil
 	}
 	return h.contained(fileSize, rtBytes)
+}
+
+// validateSnapshots checks the place of the snapshot table.
+func (h *header) validateSnapshots(g geometry) error {
+	switch {
+	case h.snapshotCount > maxSnapshots:
+		return corruptf("Snapshot table too large")
+	case h.snapshotCount > 0 && h.snapshotsOffset == 0, h.snapshotsOffset > 1<<62, h.snapshotsOffset&uint64(g.clusterSize()-1) != 0:
+		return corruptf("Snapshot table offset invalid")
+	}
+	return nil
 }
 
 // contained refuses tables that do not lie in the file. The last cluster of a

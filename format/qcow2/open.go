@@ -153,8 +153,10 @@ func (img *Image) readTables(opts format.OpenOptions) error {
 		return couldNotRead("L1 table", err)
 	}
 	img.l1 = decodeL1(b)
-	if err := img.readSnapshots(opts.Untrusted); err != nil && (!opts.ForCheck || opts.Untrusted) {
-		return err
+	if !opts.ForCheck || opts.Untrusted { // a check reads it itself
+		if err := img.readSnapshots(opts.Untrusted); err != nil {
+			return err
+		}
 	}
 	if img.wr == nil {
 		return nil
@@ -170,37 +172,6 @@ func (img *Image) readRefTable() error {
 	}
 	img.refs = newRefcounts(decodeRefTable(b), img.g)
 	return nil
-}
-
-// readSnapshots reads the snapshot table, whose length only its entries tell.
-func (img *Image) readSnapshots(untrusted bool) error {
-	count := int(img.hdr.snapshotCount)
-	if count == 0 {
-		return nil
-	}
-	// A check goes on with a table behind the end of the file, as stock does:
-	// it reads as zeros, which are entries without anything.
-	rest := img.file.Size() - int64(img.hdr.snapshotsOffset)
-	limit := int64(maxSnapshotBytes)
-	if untrusted {
-		limit = untrustedSnapshotBytes
-	}
-	rest = min(max(rest, int64(count)*snapshotFixed), limit)
-	for n := int64(64 << 10); ; n *= 4 {
-		n = min(n, rest)
-		b := make([]byte, n)
-		if err := readPadded(img.file, b, int64(img.hdr.snapshotsOffset)); err != nil {
-			return couldNotRead("snapshots", err)
-		}
-		s, length, err := decodeSnapshots(b, count, img.g)
-		if err == nil {
-			img.snapshots, img.snapshotBytes = s, int64(length)
-			return nil
-		}
-		if n == rest {
-			return err
-		}
-	}
 }
 
 // noteMetadata collects the clusters that hold metadata, which no guest data
@@ -237,7 +208,9 @@ func (img *Image) noteMetadata() {
 		table(hostOffset(img.hdr.snapshotsOffset), max(img.snapshotBytes, 1))
 	}
 	for _, s := range img.snapshots {
-		table(s.l1Offset, int64(s.l1Size)*8)
+		if s.checkL1(img.g) == nil {
+			table(s.l1Offset, int64(s.l1Size)*8)
+		}
 	}
 	table(img.bitmaps.header.directoryOffset, int64(img.bitmaps.header.directorySize))
 }

@@ -134,6 +134,9 @@ func (img *Image) countSnapshots(r *references) error {
 		return err
 	}
 	for _, s := range img.snapshots {
+		if err := s.checkL1(img.g); err != nil {
+			return fmt.Errorf("snapshot %s: %w", s.id, err)
+		}
 		b := make([]byte, int64(s.l1Size)*8)
 		if err := readPadded(img.file, b, int64(s.l1Offset)); err != nil {
 			return err

@@ -193,7 +193,9 @@ func (t *rewrite) guard() error {
 		keep(hostOffset(t.h.snapshotsOffset), snapshotTableSize(t.snapshots))
 	}
 	for _, s := range t.snapshots {
-		keep(s.l1Offset, int64(s.l1Size)*8)
+		if s.checkL1(g) == nil {
+			keep(s.l1Offset, int64(s.l1Size)*8)
+		}
 	}
 	return err
 }
@@ -267,7 +269,7 @@ func (t *rewrite) discard(freed *clusterSet) {
 // alloc takes n clusters that lie together.
 func (t *rewrite) alloc(n int64) (first int64, err error) {
 	for {
-		first, err = t.take(n)
+		first, err = t.img.allocAnywhere(n)
 		if err != errTableFull {
 			return first, err
 		}
@@ -277,8 +279,9 @@ func (t *rewrite) alloc(n int64) (first int64, err error) {
 	}
 }
 
-func (t *rewrite) take(n int64) (int64, error) {
-	img := t.img
+// allocAnywhere takes n clusters that lie together, at the first place where
+// so many are free. The caller holds mu.
+func (img *Image) allocAnywhere(n int64) (int64, error) {
 	if n == 1 {
 		first, _, _, err := img.allocRun(1)
 		return first, err

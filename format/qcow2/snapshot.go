@@ -2,7 +2,9 @@ package qcow2
 
 import (
 	"encoding/binary"
+	"syscall"
 
+	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
 )
 
@@ -30,28 +32,10 @@ type snapshot struct {
 	extra       []byte // as stored, with fields that are not known
 }
 
-// decodeSnapshots decodes a snapshot table of count entries from b, which
-// begins at the table and may reach beyond it. It returns the table's length.
-func decodeSnapshots(b []byte, count int, g geometry) ([]snapshot, int, error) {
-	var out []snapshot
-	pos := 0
-	for i := range count {
-		s, n, err := decodeSnapshot(b[pos:], g)
-		if err != nil {
-			return nil, 0, corruptf("snapshot table entry %d of %d at byte %d: %v", i, count, pos, err)
-		}
-		out = append(out, s)
-		pos += n
-	}
-	return out, pos, nil
-}
-
-func decodeSnapshot(b []byte, g geometry) (snapshot, int, error) {
+// decodeSnapshot decodes the fixed part of an entry.
+func decodeSnapshot(b []byte) snapshot {
 	be := binary.BigEndian
-	if len(b) < snapshotFixed {
-		return snapshot{}, 0, corruptf("the table ends inside the entry")
-	}
-	s := snapshot{
+	return snapshot{
 		l1Offset:    hostOffset(be.Uint64(b)),
 		l1Size:      be.Uint32(b[8:]),
 		dateSec:     be.Uint32(b[16:]),
@@ -60,33 +44,33 @@ func decodeSnapshot(b []byte, g geometry) (snapshot, int, error) {
 		vmStateSize: uint64(be.Uint32(b[32:])),
 		icount:      1<<64 - 1,
 	}
-	idLen, nameLen, extraLen := int(be.Uint16(b[12:])), int(be.Uint16(b[14:])), int64(be.Uint32(b[36:]))
-	if extraLen > maxSnapshotExtra {
-		return snapshot{}, 0, corruptf("Too much extra metadata in snapshot table entry: %d bytes", extraLen)
+}
+
+// setExtra takes over an entry's extra data.
+func (s *snapshot) setExtra(b []byte) {
+	be := binary.BigEndian
+	s.extra = append([]byte(nil), b...)
+	if len(b) >= 8 {
+		s.vmStateSize = be.Uint64(b)
 	}
-	end := snapshotFixed + int(extraLen) + idLen + nameLen
-	if end > len(b) {
-		return snapshot{}, 0, corruptf("the table ends inside the entry")
+	if len(b) >= 16 {
+		s.diskSize = be.Uint64(b[8:])
 	}
+	if len(b) >= 24 {
+		s.icount = be.Uint64(b[16:])
+	}
+}
+
+// checkL1 refuses an L1 table that cannot be one. It is looked at when the
+// table is needed: the others can be used nevertheless.
+func (s snapshot) checkL1(g geometry) error {
 	if s.l1Size > maxL1Bytes/8 {
-		return snapshot{}, 0, corruptf("Snapshot L1 table too large")
+		return &errnoError{"Snapshot L1 table too large", block.ErrCorrupt, syscall.EFBIG}
 	}
-	if s.l1Size > 0 && (s.l1Offset < 0 || s.l1Offset > 1<<62 || g.inCluster(int64(s.l1Offset)) != 0) {
-		return snapshot{}, 0, corruptf("Snapshot L1 table offset invalid")
+	if s.l1Offset < 0 || s.l1Offset > 1<<62 || g.inCluster(int64(s.l1Offset)) != 0 {
+		return &errnoError{"Snapshot L1 table offset invalid", block.ErrCorrupt, syscall.EINVAL}
 	}
-	s.extra = append([]byte(nil), b[snapshotFixed:snapshotFixed+extraLen]...)
-	if extraLen >= 8 {
-		s.vmStateSize = be.Uint64(s.extra)
-	}
-	if extraLen >= 16 {
-		s.diskSize = be.Uint64(s.extra[8:])
-	}
-	if extraLen >= 24 {
-		s.icount = be.Uint64(s.extra[16:])
-	}
-	rest := b[snapshotFixed+extraLen:]
-	s.id, s.name = string(rest[:idLen]), string(rest[idLen:idLen+nameLen])
-	return s, min((end+7)&^7, len(b)), nil
+	return nil
 }
 
 // info returns the snapshot as format.Info lists it. size is the disk's size,

@@ -51,9 +51,11 @@ func (img *Image) OpenSnapshot(ctx context.Context, index int) (block.Node, erro
 }
 
 // checkSnapshotL1 refuses an L1 table that does not lie in the file or does
-// not cover the snapshot's disk. That it is aligned and not too large was
-// found out when the entry was decoded.
+// not cover the snapshot's disk.
 func (img *Image) checkSnapshotL1(s snapshot) error {
+	if err := s.checkL1(img.g); err != nil {
+		return err
+	}
 	size := s.info(img.Size()).DiskSize
 	if s.diskSize > uint64(1<<63-1<<maxClusterBits) {
 		return corruptf("a disk size of %d bytes is larger than any disk can be", s.diskSize)

@@ -385,10 +385,11 @@ func TestSnapshotEntriesKept(t *testing.T) {
 	if int64(len(b)) != snapshotTableSize(list) {
 		t.Errorf("%d bytes instead of %d", len(b), snapshotTableSize(list))
 	}
-	got, _, err := decodeSnapshots(b, 2, geometry{clusterBits: 16, refcountOrder: 4})
-	if err != nil {
-		t.Fatal(err)
+	table, err := readSnapshotTable(bytes.NewReader(b), 0, 2, maxSnapshotBytes, nil)
+	if err != nil || table.bytes != int64(len(b)) {
+		t.Fatal(table.bytes, err)
 	}
+	got := table.list
 	for i := range list {
 		if fmt.Sprint(got[i]) != fmt.Sprint(list[i]) {
 			t.Errorf("%+v instead of %+v", got[i], list[i])

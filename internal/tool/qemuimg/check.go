@@ -3,6 +3,7 @@ package qemuimg
 import (
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/image"
@@ -106,6 +107,10 @@ func (t *tool) runCheck(a checkArgs) int {
 	human := a.mode == outputHuman && !a.quiet
 	a.opts.Format = a.src.format
 	a.opts.Report = func(line string) {
+		if strings.HasPrefix(line, "ERROR failed to read the snapshot table: ") || strings.HasPrefix(line, "ERROR snapshot table ") && !strings.HasSuffix(line, " is incomplete") {
+			t.errorf("%s", line)
+			return
+		}
 		t.flush()
 		t.stderrf("%s\n", line)
 	}

@@ -2,6 +2,7 @@ package qemuimg
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -159,6 +160,7 @@ func fixtures(t *testing.T) string {
 	img("create -q -f qcow2 -b base.raw -F raw d/over.qcow2")
 	poke(t, filepath.Join(dir, "dirty.qcow2"), 79, 1)
 	damaged(t, dir)
+	damagedSnapshots(t, dir)
 	for link, to := range map[string]string{"link.qcow2": "a.qcow2", "dangling": "nowhere", "ring": "ring"} {
 		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
 			t.Fatal(err)
@@ -211,6 +213,36 @@ var damages = []struct {
 	{"headerlong", 100, []byte{0x7f, 255, 255, 255}},
 	{"compression", 104, []byte{255}},
 	{"backname", 8, []byte{0, 0, 0, 0, 0, 0, 0, 0xf0, 0, 255, 255, 255}},
+}
+
+// damagedSnapshots makes images whose snapshot tables break the specification,
+// out of snap.qcow2.
+func damagedSnapshots(t *testing.T, dir string) {
+	t.Helper()
+	good, err := os.ReadFile(filepath.Join(dir, "snap.qcow2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := int64(binary.BigEndian.Uint64(good[64:]))
+	second := first + 72 // 40 bytes, 24 of extra data, and "1", "one"
+	for _, d := range []struct {
+		name  string
+		at    int64
+		bytes []byte
+	}{
+		{"snapextra", second + 36, []byte{0, 0, 4, 80}},
+		{"snapshort", second + 36, []byte{0, 0, 0, 8}},
+		{"snapcount", 60, []byte{0, 1, 0, 1}},
+		{"snapodd", 71, []byte{1}},
+		{"snapnone", 60, []byte{0, 0, 0, 0}},
+		{"snapl1odd", first, []byte{0, 0, 0, 0, 0, 0, 0, 1}},
+		{"snapl1huge", first + 8, []byte{127, 255, 255, 255}},
+		{"snapname", first + 66, []byte{0}}, // inside the name
+	} {
+		name := filepath.Join(dir, d.name+".qcow2")
+		put(t, name, good)
+		poke(t, name, d.at, d.bytes...)
+	}
 }
 
 func poke(t *testing.T, name string, at int64, b ...byte) {

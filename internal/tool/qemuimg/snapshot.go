@@ -3,7 +3,7 @@ package qemuimg
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strings"
 	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
@@ -121,8 +121,8 @@ func (t *tool) failSnapshot(a snapshotArgs, err error) int {
 	case a.action == 'a' && errors.Is(snap.Err, format.ErrActiveBitmaps):
 		t.errorf("Could not apply snapshot '%s': Device has active dirty bitmaps", a.name)
 	case a.action == 'a':
-		if s := reportedBefore(snap.Err); s != "" {
-			t.stderrf("%s\n", s)
+		if s := ownWords(snap.Err); s != "" {
+			t.errorf("%s", s)
 		}
 		n := snapshotErrno(snap.Err)
 		if missing {
@@ -132,7 +132,11 @@ func (t *tool) failSnapshot(a snapshotArgs, err error) int {
 	case missing, none:
 		t.errorf("Could not delete snapshot '%s': snapshot not found", a.name)
 	default:
-		t.errorf("Could not delete snapshot '%s': %s", a.name, reasonText(snap.Err))
+		text := ownWords(snap.Err)
+		if text == "" {
+			text = "Failed to free the cluster and L1 table: " + reasonText(snap.Err)
+		}
+		t.errorf("Could not delete snapshot '%s': %s", a.name, text)
 	}
 	return exitFailed
 }
@@ -151,11 +155,15 @@ func snapshotErrno(err error) syscall.Errno {
 	return syscall.EINVAL
 }
 
-// reportedBefore is what the stock tool says in a message of its own.
-func reportedBefore(err error) string {
+// ownWords is what the stock tool says of an error beside the system's words,
+// "" if nothing.
+func ownWords(err error) string {
+	text := err.Error()
+	text = text[strings.LastIndex(text, ": ")+1:]
+	text = strings.TrimPrefix(text, " ")
 	var errno syscall.Errno
-	if errors.Is(err, block.ErrUnsupported) && !errors.As(err, &errno) {
-		return fmt.Sprint(err)
+	if strings.HasPrefix(text, "Snapshot L1 table ") || errors.Is(err, block.ErrUnsupported) && !errors.As(err, &errno) {
+		return text
 	}
 	return ""
 }
