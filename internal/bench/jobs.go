@@ -1,111 +1,138 @@
 package main
 
 import (
-	"bytes"
-	"compress/zlib"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 )
 
-// The data image: diskSize bytes with dataSize bytes written, in runs with
-// holes between them, of a compressibility like that of an OS disk.
-const (
-	diskSize = 1 << 30
-	dataSize = 256 << 20
-)
+// osDisk is a disk of 4 GiB on which an operating system takes 1.5 GiB.
+var osDisk = layout{diskSize: 4 << 30, dataSize: 3 << 29, minRun: 4, maxRun: 2048}
 
-// prepare makes the inputs in dir and returns the jobs.
-func prepare(dir, lamina, stock string) ([]job, error) {
-	if err := writeDisk(filepath.Join(dir, "disk.raw")); err != nil {
-		return nil, err
-	}
-	for _, args := range [][]string{
-		{"create", "-q", "-f", "qcow2", "empty.qcow2", "10G"},
-		{"convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2"},
-		{"convert", "-f", "raw", "-O", "qcow2", "-c", "disk.raw", "zlib.qcow2"},
-		{"convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", "disk.raw", "zstd.qcow2"},
-	} {
-		cmd := exec.Command(stock, args...)
-		cmd.Dir = dir
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("qemu-img %v: %w: %s", args, err, out)
-		}
-	}
-	remove := func() error {
-		err := os.Remove(filepath.Join(dir, "out"))
-		if os.IsNotExist(err) {
-			return nil
-		}
-		return err
-	}
-	var jobs []job
-	add := func(name string, runs int, limit float64, reset func() error, args ...string) {
-		jobs = append(jobs, job{name: name, runs: runs, limit: limit, reset: reset,
-			ours: append([]string{lamina, "img"}, args...), theirs: append([]string{stock}, args...)})
-	}
-	add("create qcow2 10G", 200, 0.6, remove, "create", "-q", "-f", "qcow2", "out", "10G")
-	add("create overlay", 200, 0, remove, "create", "-q", "-f", "qcow2", "-b", "empty.qcow2", "-F", "qcow2", "out")
-	add("info qcow2", 200, 0.8, nil, "info", "empty.qcow2")
-	add("info --output=json", 200, 0.8, nil, "info", "--output=json", "empty.qcow2")
-	add("check qcow2", 20, 0, nil, "check", "-q", "disk.qcow2")
-	add("map qcow2", 20, 0, nil, "map", "--output=json", "disk.qcow2")
-	add("convert raw to qcow2", 5, 0, remove, "convert", "-f", "raw", "-O", "qcow2", "disk.raw", "out")
-	add("convert qcow2 to raw", 5, 0, remove, "convert", "-f", "qcow2", "-O", "raw", "disk.qcow2", "out")
-	add("convert zlib qcow2 to raw", 3, 0, remove, "convert", "-f", "qcow2", "-O", "raw", "zlib.qcow2", "out")
-	add("convert zstd qcow2 to raw", 3, 0, remove, "convert", "-f", "qcow2", "-O", "raw", "zstd.qcow2", "out")
-	add("convert raw to zlib qcow2 (-c)", 2, 0, remove, "convert", "-c", "-f", "raw", "-O", "qcow2", "disk.raw", "out")
-	add("convert raw to zstd qcow2 (-c)", 2, 0, remove, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", "disk.raw", "out")
-	return jobs, nil
+// most is the ratio that every verb must keep on the OS disk.
+const most = 1.2
+
+// bench is the folder with the inputs, and the two programs.
+type bench struct {
+	dir, lamina, stock string
+	jobs               []job
 }
 
-// writeDisk makes a sparse raw disk whose content is the same in every run.
-func writeDisk(path string) (err error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
+// stockRun runs the stock tool on the inputs.
+func (b *bench) stockRun(args ...string) error {
+	cmd := exec.Command(b.stock, args...)
+	cmd.Dir = b.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("qemu-img %v: %w: %s", args, err, out)
 	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	if err := f.Truncate(diskSize); err != nil {
-		return err
+	return nil
+}
+
+// add adds a job that both programs do with the same words.
+func (b *bench) add(name string, runs int, limit float64, reset func() error, args ...string) {
+	b.jobs = append(b.jobs, job{name: name, runs: runs, limit: limit, reset: reset,
+		ours: append([]string{b.lamina, "img"}, args...), theirs: append([]string{b.stock}, args...)})
+}
+
+// remove removes what a job made.
+func (b *bench) remove() error {
+	err := os.Remove(filepath.Join(b.dir, "out"))
+	if os.IsNotExist(err) {
+		return nil
 	}
-	rnd := rand.New(rand.NewPCG(1, 2))
-	const run = 1 << 20
-	chunk := make([]byte, run)
-	for i := range dataSize / run {
-		for filled := 0; filled < run; {
-			// Words from a small dictionary between noise: zlib halves it.
-			if rnd.IntN(3) == 0 {
-				for range 64 {
-					if filled < run {
-						chunk[filled] = byte(rnd.Uint32())
-						filled++
-					}
-				}
-				continue
+	return err
+}
+
+// again makes what a job changes anew, with the stock tool.
+func (b *bench) again(lines ...[]string) func() error {
+	return func() error {
+		for _, args := range lines {
+			if err := b.stockRun(args...); err != nil {
+				return err
 			}
-			filled += copy(chunk[filled:], fmt.Sprintf("/usr/share/doc/package-%04d/copyright\x00", rnd.IntN(2000)))
 		}
-		if _, err := f.WriteAt(chunk, int64(i)*(diskSize/(dataSize/run))); err != nil {
+		return nil
+	}
+}
+
+// smallJobs are over before a person notices.
+func (b *bench) smallJobs() error {
+	if err := b.stockRun("create", "-q", "-f", "qcow2", "empty.qcow2", "10G"); err != nil {
+		return err
+	}
+	b.add("create qcow2 10G", 200, 0.6, b.remove, "create", "-q", "-f", "qcow2", "out", "10G")
+	b.add("create overlay", 200, most, b.remove, "create", "-q", "-f", "qcow2", "-b", "empty.qcow2", "-F", "qcow2", "out")
+	b.add("info qcow2", 200, 0.8, nil, "info", "empty.qcow2")
+	b.add("info --output=json", 200, 0.8, nil, "info", "--output=json", "empty.qcow2")
+	b.add("snapshot -c", 50, most, b.again([]string{"create", "-q", "-f", "qcow2", "out", "10G"}), "snapshot", "-c", "one", "out")
+	return nil
+}
+
+// diskJobs are those on the OS disk.
+func (b *bench) diskJobs() error {
+	if err := writeDisk(filepath.Join(b.dir, "disk.raw"), osDisk); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2"},
+		{"convert", "-f", "raw", "-O", "qcow2", "-W", "-c", "disk.raw", "zlib.qcow2"},
+		{"convert", "-f", "raw", "-O", "qcow2", "-W", "-c", "-o", "compression_type=zstd", "disk.raw", "zstd.qcow2"},
+	} {
+		if err := b.stockRun(args...); err != nil {
 			return err
 		}
 	}
-	var z bytes.Buffer
-	w := zlib.NewWriter(&z)
-	if _, err := w.Write(chunk); err != nil {
-		return err
+	b.readJobs()
+	b.convertJobs()
+	b.changeJobs()
+	return nil
+}
+
+// readJobs read metadata, or all of the disk.
+func (b *bench) readJobs() {
+	for _, image := range []string{"disk.qcow2", "zlib.qcow2"} {
+		b.add("check "+image, 7, most, nil, "check", "-q", image)
+		b.add("map "+image, 7, most, nil, "map", "--output=json", image)
+		b.add("measure "+image, 7, most, nil, "measure", "-O", "qcow2", image)
 	}
-	if err := w.Close(); err != nil {
-		return err
+	b.add("map disk.raw", 7, most, nil, "map", "--output=json", "-f", "raw", "disk.raw")
+	b.add("measure disk.raw", 7, most, nil, "measure", "-O", "qcow2", "-f", "raw", "disk.raw")
+	b.add("compare raw with qcow2", 3, most, nil, "compare", "-f", "raw", "disk.raw", "disk.qcow2")
+	b.add("compare qcow2 with zlib", 0, most, nil, "compare", "disk.qcow2", "zlib.qcow2")
+	b.add("compare zstd with raw", 0, most, nil, "compare", "-F", "raw", "zstd.qcow2", "disk.raw")
+	for _, image := range []string{"disk.raw", "disk.qcow2", "zlib.qcow2"} {
+		b.add("bench reads of "+image, 3, most, nil, "bench", "-c", "30000", image)
 	}
-	if ratio := float64(z.Len()) / run; ratio < 0.2 || ratio > 0.8 {
-		return fmt.Errorf("the bench disk compresses to %.2f: it should be like an OS disk", ratio)
+	b.add("bench, 64 KiB reads of qcow2", 7, most, nil, "bench", "-c", "10000", "-s", "64k", "disk.qcow2")
+}
+
+// convertJobs copy the disk.
+func (b *bench) convertJobs() {
+	convert := func(name string, runs int, args ...string) {
+		b.add("convert "+name, runs, most, b.remove, append([]string{"convert"}, args...)...)
 	}
-	return f.Sync()
+	convert("raw to qcow2", 3, "-f", "raw", "-O", "qcow2", "disk.raw", "out")
+	convert("qcow2 to raw", 3, "-f", "qcow2", "-O", "raw", "disk.qcow2", "out")
+	convert("qcow2 to qcow2", 3, "-f", "qcow2", "-O", "qcow2", "disk.qcow2", "out")
+	convert("zlib qcow2 to raw", 0, "-f", "qcow2", "-O", "raw", "zlib.qcow2", "out")
+	convert("zstd qcow2 to raw", 0, "-f", "qcow2", "-O", "raw", "zstd.qcow2", "out")
+	convert("raw to zlib qcow2", 0, "-c", "-f", "raw", "-O", "qcow2", "disk.raw", "out")
+	convert("raw to zstd qcow2", 0, "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", "disk.raw", "out")
+	b.add("dd of 1 GiB, qcow2 to raw", 3, most, b.remove, "dd", "-f", "qcow2", "-O", "raw", "bs=1M", "count=1024", "if=disk.qcow2", "of=out")
+}
+
+// changeJobs change an image.
+func (b *bench) changeJobs() {
+	b.add("bench writes to qcow2", 3, most, b.again([]string{"create", "-q", "-f", "qcow2", "out", "4G"}), "bench", "-w", "-c", "30000", "out")
+	overlay := [][]string{
+		{"create", "-q", "-f", "qcow2", "base.qcow2", "4G"},
+		{"create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "out"},
+		{"bench", "-w", "-c", "2000", "-s", "64k", "-S", "256k", "--pattern", "65", "out"},
+	}
+	b.add("commit", 3, most, b.again(overlay...), "commit", "-q", "out")
+	b.add("rebase", 3, most, b.again([]string{"create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "out"}), "rebase", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "out")
+	b.add("rebase -u", 20, most, b.again([]string{"create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "out"}), "rebase", "-u", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "out")
+	b.add("amend", 20, most, b.again([]string{"create", "-q", "-f", "qcow2", "-o", "compat=0.10", "out", "4G"}), "amend", "-f", "qcow2", "-o", "compat=1.1", "out")
+	b.add("resize", 20, most, b.again([]string{"create", "-q", "-f", "qcow2", "out", "4G"}), "resize", "-q", "out", "8G")
 }
