@@ -88,7 +88,7 @@ func (im *Image) mapExtent(e block.Extent) MapExtent {
 		m.Present, m.Zero = true, e.ReadsZero
 		m.Data = !e.ReadsZero || !raw
 	}
-	if e.HostOffset != block.NoHostOffset && e.Kind != block.Unallocated && e.Kind != block.Compressed {
+	if e.HostOffset != block.NoHostOffset && e.Kind != block.Compressed {
 		m.HasOffset, m.Offset = true, e.HostOffset
 		if n, ok := block.As[interface{ Name() string }](e.File); ok {
 			m.Filename = n.Name()
