@@ -134,8 +134,20 @@ func useImage(t *testing.T, b []byte) {
 			_ = img.Discard(0, min(size, 64<<10))
 			_ = img.WriteZeroes(size/2, min(size/2, 64<<10), 0)
 			_ = img.Flush()
+			changeSnapshots(img)
 		}
 		_ = img.Close()
+	}
+}
+
+// changeSnapshots makes snapshots, goes back to some and gives them up.
+func changeSnapshots(img *Image) {
+	ctx := context.Background()
+	_, _ = img.CreateSnapshot(ctx, "fuzz", time.Time{})
+	for range min(len(img.snapshots), 3) {
+		_ = img.ApplySnapshot(ctx, 0)
+		_, _ = img.WriteAt(make([]byte, min(img.Size(), 3000)), 0)
+		_ = img.DeleteSnapshot(ctx, 0)
 	}
 }
 

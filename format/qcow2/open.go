@@ -183,11 +183,11 @@ func (img *Image) noteMetadata() {
 	img.meta, img.overlap = clusterSet{}, nil
 	img.meta.add(0, 1)
 	table := func(off hostOffset, bytes int64) {
-		if bytes <= 0 || off < 0 || int64(off) >= img.openEnd {
-			return
+		if bytes <= 0 || off < 0 || int64(off) >= img.openEnd || img.overlap != nil {
+			return // what one overlap forbids needs no more of them
 		}
 		first, n := g.cluster(int64(off)), min(g.cluster(g.roundUp(bytes)), g.cluster(img.openEnd-int64(off)))
-		if bad := img.meta.first(first, n); bad >= 0 && img.overlap == nil {
+		if bad := img.meta.first(first, n); bad >= 0 {
 			img.overlap = corruptf("two of the image's tables lie at offset %#x; changing one would destroy the other: run a check with repair", bad<<g.clusterBits)
 		}
 		img.meta.add(first, n)

@@ -22,7 +22,7 @@ import (
 // is written they are the image.
 //
 // During a rewrite nobody else reads or changes the image: it holds all guest
-// clusters, wbMu and mu.
+// clusters, bitmaps.mu, wbMu and mu.
 type rewrite struct {
 	ctx       context.Context
 	img       *Image
@@ -79,6 +79,8 @@ func (img *Image) rewrite(ctx context.Context, change func(*rewrite) error) erro
 	}
 	hold := img.guest.lock(0, math.MaxInt64, true)
 	defer img.guest.unlock(hold)
+	img.bitmaps.mu.Lock()
+	defer img.bitmaps.mu.Unlock()
 	if err := img.writeback(true); err != nil {
 		return err
 	}
