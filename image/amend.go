@@ -21,7 +21,8 @@ type AmendOptions struct {
 	// Secrets resolves the names of keys. nil is none.
 	Secrets format.Secrets
 	// Progress is as in format.AmendOptions. May be nil.
-	Progress func(done, total int64)
+	Progress  func(done, total int64)
+	Untrusted bool // refuses images that name other files, as in Options
 }
 
 // ErrNoAmend: the image's format has no options that could be changed.
@@ -35,7 +36,7 @@ type AmendPlan struct {
 // PlanAmend opens the image that is to be changed. Of opts it heeds Format,
 // Cache and Secrets. The plan is to be closed.
 func PlanAmend(ctx context.Context, name string, opts AmendOptions) (*AmendPlan, error) {
-	im, err := Open(ctx, name, Options{Format: opts.Format, Cache: opts.Cache, Secrets: opts.Secrets, Writable: true})
+	im, err := Open(ctx, name, Options{Format: opts.Format, Cache: opts.Cache, Untrusted: opts.Untrusted, Secrets: opts.Secrets, Writable: true})
 	if err != nil {
 		return nil, err
 	}

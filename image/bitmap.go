@@ -32,16 +32,17 @@ type BitmapAction struct {
 
 // BitmapOptions are the choices of [ChangeBitmap].
 type BitmapOptions struct {
-	Format string         // as in Options
-	Cache  CacheMode      // as in Options
-	Secret format.Secrets // as in Options.Secrets
+	Format  string         // as in Options
+	Cache   CacheMode      // as in Options
+	Secrets format.Secrets // as in Options.Secrets
 	// Granularity of an added bitmap, in bytes; 0 is the format's default.
 	Granularity int64
 	// SourceFile is the image that has the bitmaps to merge; "" is the image
 	// itself. SourceFormat is its format, "" probes.
 	SourceFile, SourceFormat string
 	// Warn is told that an image without a given format was taken for raw.
-	Warn func(name string)
+	Warn      func(name string)
+	Untrusted bool // refuses images that name other files, as in Options
 }
 
 // BitmapError says which operation on which bitmap failed. Those before it
@@ -82,7 +83,7 @@ func (e *BitmapSizeError) Error() string {
 // bitmaps as they were or as they are then.
 func ChangeBitmap(ctx context.Context, name, bitmap string, actions []BitmapAction, opts BitmapOptions) (err error) {
 	open := func(name, formatName string, writable bool) (*Image, error) {
-		im, err := Open(ctx, name, Options{Format: formatName, Cache: opts.Cache, Writable: writable, NoBacking: true, Secrets: opts.Secret})
+		im, err := Open(ctx, name, Options{Format: formatName, Cache: opts.Cache, Writable: writable, NoBacking: true, Untrusted: opts.Untrusted, Secrets: opts.Secrets})
 		if err == nil && writable && im.layers[0].ProbedRaw() && opts.Warn != nil {
 			opts.Warn(name)
 		}

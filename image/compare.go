@@ -26,7 +26,8 @@ type CompareOptions struct {
 	// Progress receives the bytes of the larger disk that are done, of its
 	// size, from any goroutine, one call at a time, ascending from 0, which
 	// says that both images are open. May be nil.
-	Progress func(done, total int64)
+	Progress  func(done, total int64)
+	Untrusted bool // refuses images that name other files, as in Options
 }
 
 // DifferenceKind is what the first difference of two disks is.
@@ -81,12 +82,12 @@ func (e *CompareError) Unwrap() error { return e.Err }
 // the caches of the images. Errors are an *[OpenError], a *[CompareError], or
 // that of ctx.
 func Compare(ctx context.Context, a, b string, opts CompareOptions) (c Comparison, err error) {
-	imA, err := Open(ctx, a, Options{Format: opts.FormatA, Cache: opts.Cache, NoLock: opts.NoLock, Secrets: opts.Secrets})
+	imA, err := Open(ctx, a, Options{Format: opts.FormatA, Cache: opts.Cache, NoLock: opts.NoLock, Untrusted: opts.Untrusted, Secrets: opts.Secrets})
 	if err != nil {
 		return c, err
 	}
 	defer func() { err = errors.Join(err, imA.Close()) }()
-	imB, err := Open(ctx, b, Options{Format: opts.FormatB, Cache: opts.Cache, NoLock: opts.NoLock, Secrets: opts.Secrets})
+	imB, err := Open(ctx, b, Options{Format: opts.FormatB, Cache: opts.Cache, NoLock: opts.NoLock, Untrusted: opts.Untrusted, Secrets: opts.Secrets})
 	if err != nil {
 		return c, err
 	}

@@ -27,7 +27,8 @@ type MeasureOptions struct {
 	Format string
 	Values map[string]string
 	// Secrets resolves the names of keys. nil is none.
-	Secrets format.Secrets
+	Secrets   format.Secrets
+	Untrusted bool // refuses images that name other files, as in Options
 }
 
 // Measure returns how large the file of a new image would be, as
@@ -42,7 +43,7 @@ func Measure(ctx context.Context, opts MeasureOptions) (m format.Measurement, er
 	o := format.MeasureOptions{Size: opts.Size}
 	o.Values, o.Secrets = opts.Values, opts.Secrets
 	if opts.Source != "" {
-		im, err := Open(ctx, opts.Source, Options{Format: opts.SourceFormat, NoLock: opts.SourceNoLock, Secrets: opts.Secrets})
+		im, err := Open(ctx, opts.Source, Options{Format: opts.SourceFormat, NoLock: opts.SourceNoLock, Untrusted: opts.Untrusted, Secrets: opts.Secrets})
 		if err != nil {
 			return m, err
 		}

@@ -39,7 +39,8 @@ type ResizeOptions struct {
 	// FixGPT moves the backup of a GUID partition table to the new end of
 	// the disk, where firmware and tools look for it, and makes the table
 	// cover the disk. A disk without a GPT is resized as ever.
-	FixGPT bool
+	FixGPT    bool
+	Untrusted bool // refuses images that name other files, as in Options
 }
 
 // Errors of [Resize].
@@ -64,7 +65,7 @@ type ResizeResult struct {
 // Resize changes an image's virtual size. The new area reads as zeros. The
 // result is valid beside an error as far as it is filled.
 func Resize(ctx context.Context, name string, opts ResizeOptions) (res ResizeResult, err error) {
-	im, err := Open(ctx, name, Options{Format: opts.Format, Cache: opts.Cache, Writable: true, Secrets: opts.Secrets, use: useResize})
+	im, err := Open(ctx, name, Options{Format: opts.Format, Cache: opts.Cache, Writable: true, Untrusted: opts.Untrusted, Secrets: opts.Secrets, use: useResize})
 	if err != nil {
 		return res, err
 	}

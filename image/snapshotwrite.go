@@ -20,12 +20,13 @@ type SnapshotOptions struct {
 	Secrets format.Secrets
 	// Opened is called when the image is open, before anything is done with
 	// it; probedRaw says that its format was guessed to be raw. May be nil.
-	Opened func(probedRaw bool)
+	Opened    func(probedRaw bool)
+	Untrusted bool // refuses images that name other files, as in Options
 }
 
 // open opens the image.
 func (o SnapshotOptions) open(ctx context.Context, name string, writable bool) (*Image, error) {
-	im, err := Open(ctx, name, Options{Format: o.Format, Cache: o.Cache, NoLock: o.NoLock, Secrets: o.Secrets, Writable: writable})
+	im, err := Open(ctx, name, Options{Format: o.Format, Cache: o.Cache, NoLock: o.NoLock, Untrusted: o.Untrusted, Secrets: o.Secrets, Writable: writable})
 	if err == nil && o.Opened != nil {
 		o.Opened(im.layers[0].ProbedRaw())
 	}

@@ -36,7 +36,7 @@ func (t *tool) amend(args []string) int {
 		return exitFailed
 	}
 	src := c.image(c.rest[0])
-	opts := image.AmendOptions{Force: force, Secrets: &t.secrets, Progress: meter.update}
+	opts := image.AmendOptions{Force: force, Untrusted: c.untrusted, Secrets: &t.secrets, Progress: meter.update}
 	var ok bool
 	if opts.Cache, ok = t.cacheMode("cache", c.cache, image.CacheWriteback); !ok || !t.resolve(&src) {
 		return exitFailed

@@ -125,7 +125,7 @@ func (t *tool) runBench(a benchArgs) int {
 		t.errorf("Could not open '%s': force-share=on can only be used with read-only images", a.rest[0])
 		return exitFailed
 	}
-	im, err := image.Open(ctx, src.name, image.Options{Format: src.format, Writable: a.opts.Write, Cache: a.mode, NoLock: a.noLock, Secrets: &t.secrets})
+	im, err := image.Open(ctx, src.name, image.Options{Format: src.format, Writable: a.opts.Write, Cache: a.mode, NoLock: a.noLock, Untrusted: a.untrusted, Secrets: &t.secrets})
 	direct := a.mode == image.CacheNone || a.mode == image.CacheDirectsync
 	var path *fs.PathError
 	switch {

@@ -17,7 +17,7 @@ type bitmapArgs struct {
 }
 
 func (t *tool) bitmap(args []string) int {
-	a := bitmapArgs{opts: image.BitmapOptions{Secret: &t.secrets, Warn: t.warnProbed}}
+	a := bitmapArgs{opts: image.BitmapOptions{Secrets: &t.secrets, Warn: t.warnProbed}}
 	c, status, done := t.parse(args, ":b:f:F:g:h", []getopt.Long{
 		longHelp, longObject, longImageOpts, longFormat,
 		{Name: "add", Val: optAdd}, {Name: "granularity", Arg: getopt.RequiredArgument, Val: 'g'},
@@ -57,7 +57,7 @@ func (t *tool) bitmap(args []string) int {
 	if !t.resolve(&src) {
 		return exitFailed
 	}
-	a.opts.Format = src.format
+	a.opts.Format, a.opts.Untrusted = src.format, c.untrusted
 	if err := image.ChangeBitmap(t.ctx, src.name, c.rest[1], a.actions, a.opts); err != nil {
 		return t.failBitmap(src.name, err)
 	}

@@ -36,9 +36,6 @@ func (t *tool) check(args []string) int {
 	long := []getopt.Long{
 		longHelp, longFormat, {Name: "repair", Arg: getopt.RequiredArgument, Val: 'r'}, longOutput, longObject, longImageOpts, longForce, longSrcCache, longQuiet,
 	}
-	if t.extended() {
-		long = append(long, longUntrusted)
-	}
 	a.common, status, done = t.parse(args, ":hf:r:T:qU", long, func(o getopt.Option) bool {
 		switch o.Arg {
 		case "leaks":

@@ -48,7 +48,7 @@ func (t *tool) compare(args []string) int {
 }
 
 func (t *tool) runCompare(c common, format2 string, strict bool, meter *meter) int {
-	opts := image.CompareOptions{Secrets: &t.secrets, NoLock: c.noLock, Strict: strict, Progress: meter.update}
+	opts := image.CompareOptions{Secrets: &t.secrets, NoLock: c.noLock, Untrusted: c.untrusted, Strict: strict, Progress: meter.update}
 	var ok bool
 	if opts.Cache, ok = t.cacheMode("source cache", c.srcCache, image.CacheWriteback); !ok {
 		return exitNotOpened

@@ -50,7 +50,6 @@ func (t *tool) convert(args []string) int {
 	}
 	if t.extended() {
 		long[len(long)-1] = getopt.Long{Name: "progress", Arg: getopt.OptionalArgument, Val: optProgress}
-		long = append(long, longUntrusted)
 	}
 	a.common, status, done = t.parse(args, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", long, func(o getopt.Option) bool { return t.convertOption(&a, o) })
 	if done {

@@ -81,7 +81,7 @@ func (t *tool) runDD(a ddArgs) int {
 	if !t.resolve(&src) {
 		return exitFailed
 	}
-	size, err := t.imageSize(ctx, src, a.noLock)
+	size, err := t.imageSize(ctx, src, a.common)
 	if err != nil {
 		return t.failOpen(err)
 	}
@@ -91,7 +91,7 @@ func (t *tool) runDD(a ddArgs) int {
 	}
 	part, beyond := a.part(size)
 	err = image.Convert(ctx, []string{src.name}, a.out, image.ConvertOptions{
-		Secrets: &t.secrets, SourceFormat: src.format, SourceNoLock: a.noLock, Part: &part, Format: a.outFormat,
+		Secrets: &t.secrets, SourceFormat: src.format, SourceNoLock: a.noLock, SourceUntrusted: a.untrusted, Part: &part, Format: a.outFormat,
 	})
 	if err != nil {
 		return t.failDD(a, err)
@@ -103,8 +103,8 @@ func (t *tool) runDD(a ddArgs) int {
 }
 
 // imageSize opens an image to find out its size.
-func (t *tool) imageSize(ctx context.Context, src source, noLock bool) (int64, error) {
-	im, err := image.Open(ctx, src.name, image.Options{Format: src.format, NoLock: noLock, Secrets: &t.secrets})
+func (t *tool) imageSize(ctx context.Context, src source, c common) (int64, error) {
+	im, err := image.Open(ctx, src.name, image.Options{Format: src.format, NoLock: c.noLock, Untrusted: c.untrusted, Secrets: &t.secrets})
 	if err != nil {
 		return 0, err
 	}

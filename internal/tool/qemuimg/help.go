@@ -138,8 +138,8 @@ Parameters of snapshot:
 const helpOwn = `
 Beyond qemu-img:
   create, info and check take several images
-  '--untrusted' refuses an image that names other files (info, check, map,
-    convert and the commands below): for images from outside
+  '--untrusted' refuses an image that names other files, for images from outside;
+    not with create, commit and rebase
   convert '--progress=json' writes events on standard error
   map '--picture' draws what lies where; '--svg=FILE' and '--png=FILE' draw into
     files

@@ -15,7 +15,7 @@ func (t *tool) info(args []string) int {
 	opts := image.InfoOptions{Secrets: &t.secrets}
 	long := []getopt.Long{longHelp, longFormat, longOutput, {Name: "backing-chain", Val: optChain}, longObject, longImageOpts, longForce}
 	if t.extended() {
-		long = append(long, longUntrusted, getopt.Long{Name: "usage", Val: optUsage})
+		long = append(long, getopt.Long{Name: "usage", Val: optUsage})
 	}
 	c, status, done := t.parse(args, ":hf:U", long, func(o getopt.Option) bool {
 		switch o.Val {

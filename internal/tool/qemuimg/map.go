@@ -17,7 +17,7 @@ func (t *tool) mapVerb(args []string) int {
 		{Name: "start-offset", Arg: getopt.RequiredArgument, Val: 's'}, {Name: "max-length", Arg: getopt.RequiredArgument, Val: 'l'},
 	}
 	if t.extended() {
-		long = append(long, longUntrusted, getopt.Long{Name: "picture", Val: optPicture},
+		long = append(long, getopt.Long{Name: "picture", Val: optPicture},
 			getopt.Long{Name: "svg", Arg: getopt.RequiredArgument, Val: optSVG}, getopt.Long{Name: "png", Arg: getopt.RequiredArgument, Val: optPNG})
 	}
 	c, status, done := t.parse(args, ":f:s:l:hU", long, func(o getopt.Option) bool {

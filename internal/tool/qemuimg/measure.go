@@ -72,7 +72,7 @@ func (t *tool) measure(args []string) int {
 }
 
 func (t *tool) runMeasure(a measureArgs, mode output) int {
-	opts := image.MeasureOptions{SourceNoLock: a.noLock, Snapshot: a.snapshot, Format: a.outFormat, Secrets: &t.secrets}
+	opts := image.MeasureOptions{SourceNoLock: a.noLock, Untrusted: a.untrusted, Snapshot: a.snapshot, Format: a.outFormat, Secrets: &t.secrets}
 	if len(a.rest) > 0 {
 		src := a.image(a.rest[0])
 		if !t.resolve(&src) {

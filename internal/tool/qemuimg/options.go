@@ -1,6 +1,7 @@
 package qemuimg
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/lamina-vm/lamina/image"
@@ -88,6 +89,11 @@ func (t *tool) parse(args []string, short string, long []getopt.Long, own func(g
 // parseBut is parse for a verb in which the letters in not are its own, as they
 // mean something else.
 func (t *tool) parseBut(not string, args []string, short string, long []getopt.Long, own func(getopt.Option) bool) (c common, status int, done bool) {
+	switch args[0] {
+	case "create", "commit", "rebase": // they are about images that name others
+	default:
+		long = t.more(long, longUntrusted)
+	}
 	p := getopt.New(args, short, long)
 	for o, err := range p.All() {
 		switch {
@@ -140,6 +146,14 @@ func (t *tool) parseBut(not string, args []string, short string, long []getopt.L
 	// Progress is not shown where nothing is to be said.
 	c.progress = c.progress && !c.quiet
 	return c, exitOK, false
+}
+
+// more adds options that the stock tool does not have.
+func (t *tool) more(long []getopt.Long, own ...getopt.Long) []getopt.Long {
+	if !t.extended() {
+		return long
+	}
+	return slices.Concat(long, own)
 }
 
 // oneImage returns the image of a verb that works on one.

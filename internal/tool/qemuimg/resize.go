@@ -38,7 +38,7 @@ func (t *tool) resize(args []string) int {
 	if !t.sizeChange(size, &opts) || !t.resolve(&src) {
 		return exitFailed
 	}
-	opts.Format = src.format
+	opts.Format, opts.Untrusted = src.format, c.untrusted
 	res, err := image.Resize(t.ctx, src.name, opts)
 	if res.ProbedRaw {
 		t.warnProbed(src.name)

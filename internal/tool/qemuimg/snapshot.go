@@ -24,39 +24,22 @@ type snapshotArgs struct {
 
 func (t *tool) snapshot(args []string) int {
 	var a snapshotArgs
-	p := getopt.New(args, ":la:c:d:hqU", []getopt.Long{longHelp, longObject, longImageOpts, longForce})
-	for o, err := range p.All() {
-		if err != nil {
-			return t.badOption(err)
+	c, status, done := t.parse(args, ":la:c:d:hqU", []getopt.Long{longHelp, longObject, longImageOpts, longForce}, func(o getopt.Option) bool {
+		if a.action != 0 {
+			t.exit("Cannot mix '-l', '-a', '-c', '-d'")
+			return false
 		}
-		switch o.Val {
-		case 'h':
-			return t.help()
-		case 'l', 'a', 'c', 'd':
-			if a.action != 0 {
-				return t.exit("Cannot mix '-l', '-a', '-c', '-d'")
-			}
-			a.action, a.name = rune(o.Val), o.Arg
-		case 'q': // there is nothing to be quiet about
-		case 'U':
-			a.opts.NoLock = true
-		case optObject:
-			if !t.object(o.Arg) {
-				return exitFailed
-			}
-		case optImageOpts:
-			a.src.imageOpts = true
-		}
+		a.action, a.name = o.Val, o.Arg
+		return true
+	})
+	if done {
+		return status
 	}
-	rest := p.Rest()
-	if len(rest) != 1 {
-		return t.exit("Expecting one image file name")
-	}
-	a.src.name = rest[0]
-	if !t.resolve(&a.src) {
+	var ok bool
+	if a.src, ok = t.oneImage(c); !ok || !t.resolve(&a.src) {
 		return exitFailed
 	}
-	a.opts.Format = a.src.format
+	a.opts.Format, a.opts.NoLock, a.opts.Untrusted = a.src.format, c.noLock, c.untrusted
 	return t.runSnapshot(a)
 }
 

@@ -18,7 +18,7 @@ const (
 // sparsify gives back the space of zeros.
 func (t *tool) sparsify(args []string) int {
 	c, status, done := t.parse(args, ":hf:t:pq", []getopt.Long{
-		longHelp, longFormat, longObject, longImageOpts, longCache, longProgress, longQuiet, longUntrusted, longOutput,
+		longHelp, longFormat, longObject, longImageOpts, longCache, longProgress, longQuiet, longOutput,
 	}, nil)
 	if done {
 		return status
@@ -39,7 +39,7 @@ func (t *tool) sparsify(args []string) int {
 	defer stop()
 	m := t.newMeter(c.progress && mode == outputHuman, 1)
 	defer m.stop()
-	res, err := image.Sparsify(ctx, src.name, image.SparsifyOptions{Format: src.format, Cache: cache, Untrusted: c.untrusted, Progress: m.update})
+	res, err := image.Sparsify(ctx, src.name, image.SparsifyOptions{Format: src.format, Cache: cache, Untrusted: c.untrusted, Secrets: &t.secrets, Progress: m.update})
 	if res.ProbedRaw {
 		t.warnProbed(src.name)
 	}
@@ -68,7 +68,7 @@ func (t *tool) sparsify(args []string) int {
 func (t *tool) cp(args []string) int {
 	var opts image.CopyOptions
 	c, status, done := t.parse(args, ":hf:nupq", []getopt.Long{
-		longHelp, longFormat, longObject, longProgress, longQuiet, longUntrusted,
+		longHelp, longFormat, longObject, longProgress, longQuiet,
 	}, func(o getopt.Option) bool {
 		switch o.Val {
 		case 'n':
@@ -88,7 +88,7 @@ func (t *tool) cp(args []string) int {
 	defer stop()
 	m := t.newMeter(c.progress, 1)
 	defer m.stop()
-	opts.Format, opts.Untrusted, opts.Progress = c.format, c.untrusted, m.update
+	opts.Format, opts.Untrusted, opts.Secrets, opts.Progress = c.format, c.untrusted, &t.secrets, m.update
 	res, err := image.Copy(ctx, c.rest[0], c.rest[1], opts)
 	var open *image.OpenError
 	switch {

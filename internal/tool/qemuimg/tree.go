@@ -12,7 +12,7 @@ const treeSyntax = "[--output=ofmt] [--untrusted] [filename | folder]..."
 
 // tree shows which image lies over which. It fails where a link is broken.
 func (t *tool) tree(args []string) int {
-	c, status, done := t.parse(args, ":h", []getopt.Long{longHelp, longOutput, longUntrusted}, nil)
+	c, status, done := t.parse(args, ":h", []getopt.Long{longHelp, longOutput}, nil)
 	if done {
 		return status
 	}
