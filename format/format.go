@@ -80,6 +80,10 @@ type OpenOptions struct {
 	// Warn is told, while the image is opened, what is wrong with it and no
 	// error: a line, and what to do about it. May be nil.
 	Warn func(text, hint string)
+	// Damage is told, once and in the stock tool's form, when the image's
+	// tables are found damaged while the guest's data is read or written; the
+	// error of the request says it too. Any goroutine may call it.
+	Damage func(line string)
 }
 
 // Opener opens another file that an image names.

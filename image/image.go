@@ -106,6 +106,15 @@ func WithWarnings(ctx context.Context, warn func(text, hint string)) context.Con
 	return context.WithValue(ctx, warnKey{}, warn)
 }
 
+type damageKey struct{}
+
+// WithDamage returns a context under which report is told, once for each image
+// and from any goroutine, that an image that is open turned out to be damaged:
+// a line in the stock tool's form.
+func WithDamage(ctx context.Context, report func(line string)) context.Context {
+	return context.WithValue(ctx, damageKey{}, report)
+}
+
 // Layer is one image of a backing chain.
 type Layer struct {
 	// Name is the file's path: the user's own for the first, resolved
@@ -372,6 +381,7 @@ func (c *chain) openDisk(ctx context.Context, l *Layer, drv format.Driver, plan 
 	}
 	opts.Opener = &opener{c: c, l: l, path: l.path, opts: l.opts}
 	opts.Warn, _ = ctx.Value(warnKey{}).(func(text, hint string))
+	opts.Damage, _ = ctx.Value(damageKey{}).(func(line string))
 	file, err := c.under(ctx, l, plan, opts.Writable)
 	if err != nil {
 		return err

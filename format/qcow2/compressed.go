@@ -25,7 +25,7 @@ func (p packCursor) cluster(g geometry) int64 {
 // for each of them that touches it.
 func (img *Image) WriteCompressed(p []byte, off int64) error {
 	if err := img.writeCompressed(p, off); err != nil {
-		return img.fail("write compressed", err)
+		return img.failAccess("write compressed", err)
 	}
 	return nil
 }

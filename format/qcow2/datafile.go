@@ -158,10 +158,10 @@ func (img *Image) place(off, n int64) (first, count int64, fresh bool, err error
 func (e l2Entry) checkExternal(g geometry, pos int64) error {
 	switch e.kind(g) {
 	case clusterCompressed:
-		return corruptf("Compressed cluster entry found in image with external data file (L2 entry %#x)", uint64(e))
+		return damagef("Compressed cluster entry found in image with external data file (L2 entry %#x)", uint64(e))
 	case clusterData, clusterZeroAlloc:
 		if guest := g.roundDown(pos); int64(e.host()) != guest {
-			return corruptf("External data file host cluster offset %#x does not match guest cluster offset: %#x", int64(e.host()), guest)
+			return damagef("External data file host cluster offset %#x does not match guest cluster offset: %#x", int64(e.host()), guest)
 		}
 	}
 	return nil

@@ -9,28 +9,28 @@ import "github.com/lamina-vm/lamina/block"
 // stay too.
 func (img *Image) Discard(off, n int64) error {
 	if err := img.checkChange(off, n); err != nil {
-		return img.fail("discard", err)
+		return img.failAccess("discard", err)
 	}
 	first, last := img.wholeSubclusters(off, n)
 	if last <= first {
 		return nil
 	}
 	if err := img.begin(); err != nil {
-		return img.fail("discard", err)
+		return img.failAccess("discard", err)
 	}
 	defer img.noteDirty(off, n)
 	hold := img.lockBytes(first, last-first, true)
 	defer img.guest.unlock(hold)
 	for at := first; at < last; {
 		if err := img.relieve(); err != nil {
-			return img.fail("discard", err)
+			return img.failAccess("discard", err)
 		}
 		r, err := img.lookup(at, min(last, img.g.tableEnd(at))-at)
 		if err != nil {
-			return img.fail("discard", err)
+			return img.failAccess("discard", err)
 		}
 		if err := img.discardRun(at, r); err != nil {
-			return img.fail("discard", err)
+			return img.failAccess("discard", err)
 		}
 		at += r.length
 	}

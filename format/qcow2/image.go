@@ -46,6 +46,10 @@ type Image struct {
 	begun  atomic.Bool           // the header is prepared for changes
 	refuse atomic.Pointer[error] // set where writing has become impossible
 
+	report   func(line string) // is told of the first damage; may be nil
+	reported atomic.Bool
+	marked   atomic.Bool // the corrupt bit was set, or was to be
+
 	guest rangeLock
 
 	bitmaps bitmapSet // has its own lock

@@ -31,7 +31,7 @@ func (e l1Entry) check(g geometry) error {
 		return corruptf("L1 entry %#016x has reserved bits set", uint64(e))
 	}
 	if g.inCluster(int64(e.l2Table())) != 0 {
-		return corruptf("L2 table offset %#x unaligned", int64(e.l2Table()))
+		return damagef("L2 table offset %#x unaligned", int64(e.l2Table()))
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func (e l2Entry) check(g geometry, version uint32) error {
 		return corruptf("L2 entry %#016x has reserved bits set", uint64(e))
 	}
 	if g.inCluster(int64(e.host())) != 0 {
-		return corruptf("Cluster allocation offset %#x unaligned", int64(e.host()))
+		return damagef("Cluster allocation offset %#x unaligned", int64(e.host()))
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ func (img *Image) lookup(off, n int64) (run, error) {
 	r, ok, err := img.classify(off, n, img.cachedSlice)
 	img.mu.RUnlock()
 	if ok || err != nil {
-		return r, err
+		return r, img.damaged(err)
 	}
 	img.mu.Lock()
 	defer img.mu.Unlock()
@@ -29,17 +29,17 @@ func (img *Image) lookup(off, n int64) (run, error) {
 // lookupLocked is lookup for a caller that holds mu exclusively.
 func (img *Image) lookupLocked(off, n int64) (run, error) {
 	if _, err := img.loadedSlice(off); err != nil {
-		return run{}, err
+		return run{}, img.damaged(err)
 	}
 	r, _, err := img.classify(off, n, img.cachedSlice)
-	return r, err
+	return r, img.damaged(err)
 }
 
 // loadedSlice makes sure that the slice for off, if there is one, is cached.
 func (img *Image) loadedSlice(off int64) (*l2Slice, error) {
 	e := img.l1[img.g.l1Index(guestOffset(off))]
 	if err := e.check(img.g); err != nil {
-		return nil, err
+		return nil, where(err, " (L1 index: %s)", hexOf(int64(img.g.l1Index(guestOffset(off)))))
 	}
 	if e.l2Table() == 0 {
 		return nil, nil
@@ -62,7 +62,7 @@ func (img *Image) classify(off, n int64, cached func(hostOffset) *l2Slice) (r ru
 			if r.length > 0 {
 				return r, true, nil
 			}
-			return run{}, false, err
+			return run{}, false, where(err, " (L1 index: %s)", hexOf(int64(g.l1Index(guestOffset(pos)))))
 		}
 		if l1.l2Table() == 0 {
 			if r.length > 0 && r.kind != clusterUnallocated {
@@ -106,7 +106,7 @@ func (img *Image) extend(r *run, table *l2Table, index int, pos, n int64) (bool,
 			if r.length > 0 {
 				return false, nil
 			}
-			return false, corruptf("guest offset %#x: %v", pos, err)
+			return false, img.badEntry(err, pos)
 		}
 		if table.bitmaps != nil {
 			m := table.at(index + i)

@@ -15,7 +15,7 @@ const headBytes = 4096
 
 // open opens the image in file. See [format.Driver].
 func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image, error) {
-	img := &Image{file: file, name: opts.Filename, unsafe: opts.Unsafe}
+	img := &Image{file: file, name: opts.Filename, unsafe: opts.Unsafe, report: opts.Damage}
 	if img.name == "" {
 		img.name = "qcow2 image"
 	}

@@ -30,7 +30,7 @@ func (img *Image) ReadAt(p []byte, off int64) (int, error) {
 	hold := img.lockBytes(off, int64(len(p)), false)
 	defer img.guest.unlock(hold)
 	if n, err := img.readRange(p, off); err != nil {
-		return n, img.fail("read", err)
+		return n, img.failAccess("read", err)
 	}
 	return len(p), end
 }

@@ -1,7 +1,6 @@
 package qcow2
 
 import (
-	"fmt"
 	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
@@ -67,7 +66,7 @@ func (img *Image) refBlockAt(i int64) (*refBlock, error) {
 		return nil, nil
 	}
 	if err := e.check(img.g); err != nil {
-		return nil, fmt.Errorf("refcount table entry %d: %w", i, err)
+		return nil, img.damaged(where(err, " (reftable index: %s)", hexOf(i)))
 	}
 	if int64(e.block()) >= img.openEnd && !img.meta.has(img.g.cluster(int64(e))) {
 		return nil, corruptf("refcount block %d at offset %#x lies behind the end of the file (%d bytes)", i, int64(e.block()), img.file.Size())

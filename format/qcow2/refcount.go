@@ -19,7 +19,7 @@ func (e refTableEntry) check(g geometry) error {
 		return corruptf("refcount table entry %#016x has reserved bits set", uint64(e))
 	}
 	if e > refTableOffsetMax || g.inCluster(int64(e)) != 0 {
-		return corruptf("Refblock offset %#x unaligned", uint64(e))
+		return damagef("Refblock offset %#x unaligned", uint64(e))
 	}
 	return nil
 }

@@ -10,29 +10,29 @@ import (
 // place, concurrently with everything that does not change their mapping.
 func (img *Image) WriteAt(p []byte, off int64) (int, error) {
 	if err := img.checkChange(off, int64(len(p))); err != nil {
-		return 0, img.fail("write", err)
+		return 0, img.failAccess("write", err)
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
 	if err := img.begin(); err != nil {
-		return 0, img.fail("write", err)
+		return 0, img.failAccess("write", err)
 	}
 	defer img.noteDirty(off, int64(len(p)))
 	done, err := img.writeInPlace(p, off)
 	if err != nil {
-		return 0, img.fail("write", err)
+		return 0, img.failAccess("write", err)
 	}
 	if done {
 		return len(p), nil
 	}
 	if err := img.relieve(); err != nil {
-		return 0, img.fail("write", err)
+		return 0, img.failAccess("write", err)
 	}
 	hold := img.lockBytes(off, int64(len(p)), true)
 	defer img.guest.unlock(hold)
 	if n, err := img.writeRange(p, off); err != nil {
-		return n, img.fail("write", err)
+		return n, img.failAccess("write", err)
 	}
 	return len(p), nil
 }
@@ -80,7 +80,7 @@ func (img *Image) writeData(p []byte, host hostOffset) error {
 	bad := img.meta.first(first, g.cluster(int64(host)+int64(len(p))-1)-first+1)
 	img.mu.RUnlock()
 	if bad >= 0 {
-		return img.refuseWrites(corruptf("an L2 entry says that the cluster at offset %#x is guest data, but it holds metadata; writing there would destroy the image: run a check with repair", bad<<g.clusterBits))
+		return img.damaged(img.overlapError(bad))
 	}
 	_, err := img.wr.WriteAt(p, int64(host))
 	return err

@@ -14,19 +14,19 @@ var zeroBuffer [1 << 20]byte
 // has none, cannot leave unallocated is written.
 func (img *Image) WriteZeroes(off, n int64, flags block.ZeroFlags) error {
 	if err := img.checkChange(off, n); err != nil {
-		return img.fail("zero", err)
+		return img.failAccess("zero", err)
 	}
 	if n == 0 {
 		return nil
 	}
 	if err := img.begin(); err != nil {
-		return img.fail("zero", err)
+		return img.failAccess("zero", err)
 	}
 	defer img.noteDirty(off, n)
 	hold := img.lockBytes(off, n, true)
 	defer img.guest.unlock(hold)
 	if err := img.zeroRange(off, n, flags); err != nil {
-		return img.fail("zero", err)
+		return img.failAccess("zero", err)
 	}
 	return nil
 }

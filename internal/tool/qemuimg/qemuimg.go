@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
@@ -85,6 +86,8 @@ type tool struct {
 	stdout io.Writer
 	out    *bufio.Writer // on stdout
 	stderr io.Writer
+	// damageMu makes lines about damage come one at a time.
+	damageMu sync.Mutex
 	// spelled are the names that --image-opts was turned into, with the
 	// options as they were typed.
 	spelled map[string]string
@@ -98,7 +101,7 @@ type tool struct {
 // "lamina img"), args the words behind it. It returns the exit status.
 func Main(prog string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	t := &tool{prog: prog, stdin: stdin, stdout: stdout, out: bufio.NewWriter(stdout), stderr: stderr}
-	t.ctx = image.WithWarnings(context.Background(), t.warn)
+	t.ctx = image.WithDamage(image.WithWarnings(context.Background(), t.warn), t.damage)
 	defer t.secrets.wipe()
 	status := t.main(args)
 	t.flush()
@@ -162,6 +165,14 @@ func (t *tool) printf(format string, args ...any) {
 func (t *tool) warn(text, hint string) {
 	t.errorf("warning: %s", text)
 	t.stderrf("%s", hint)
+}
+
+// damage prints what was found damaged in an image. It may come from another
+// goroutine, so what printf holds is left alone.
+func (t *tool) damage(line string) {
+	t.damageMu.Lock()
+	defer t.damageMu.Unlock()
+	t.stderrf("%s\n", line)
 }
 
 // flush writes what printf holds.
