@@ -89,8 +89,10 @@ const ErrNoCompression = unsupported("compressed data in an image of this format
 // CopyError says where in the disk a conversion stopped.
 type CopyError struct {
 	Writing bool
-	Offset  int64 // guest offset of the request, in bytes
-	Err     error
+	// Status says that it was not known what is there.
+	Status bool
+	Offset int64 // guest offset of the request, in bytes
+	Err    error
 }
 
 // Error names the offset and the cause.
@@ -98,6 +100,9 @@ func (e *CopyError) Error() string {
 	verb := "reading"
 	if e.Writing {
 		verb = "writing"
+	}
+	if e.Status {
+		return fmt.Sprintf("finding what is at byte %d: %v", e.Offset, e.Err)
 	}
 	return fmt.Sprintf("%s at byte %d: %v", verb, e.Offset, e.Err)
 }

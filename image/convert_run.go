@@ -187,10 +187,12 @@ func (c *conversion) plan(ctx context.Context, out chan<- task) error {
 		return nil
 	}
 	for _, s := range c.srcs {
+		known := s.start
 		for e, err := range s.node.Extents(0, s.node.Size()) {
 			if err != nil {
-				return &CopyError{Offset: s.start + e.Start, Err: err}
+				return &CopyError{Status: true, Offset: known, Err: err}
 			}
+			known = s.start + e.End()
 			e.Start += s.start
 			// An extent across the end of the backing file is two.
 			if cut := c.backingSize - e.Start; c.backing != nil && cut > 0 && cut < e.Length {

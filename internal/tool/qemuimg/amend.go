@@ -1,8 +1,6 @@
 package qemuimg
 
 import (
-	"context"
-
 	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/format/all"
 	"github.com/lamina-vm/lamina/image"
@@ -46,7 +44,7 @@ func (t *tool) amend(args []string) int {
 }
 
 func (t *tool) runAmend(name string, options optionList, opts image.AmendOptions, meter *meter) int {
-	ctx := context.Background()
+	ctx := t.ctx
 	plan, err := image.PlanAmend(ctx, name, opts)
 	if err != nil {
 		return t.failOpen(err)

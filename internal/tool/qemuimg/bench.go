@@ -115,7 +115,7 @@ func (t *tool) plainNumber(what, arg string, least, most uint64) (int, bool) {
 }
 
 func (t *tool) runBench(a benchArgs) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(t.ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	src := a.image(a.rest[0])
 	if !t.resolve(&src) {

@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 	"strings"
 
@@ -55,7 +54,7 @@ func (t *tool) runCommit(src source, opts image.CommitOptions, meter *meter) int
 		}
 		meter.update(0, 1)
 	}
-	err := image.Commit(context.Background(), src.name, opts)
+	err := image.Commit(t.ctx, src.name, opts)
 	if err != nil {
 		meter.end()
 		return t.failCommit(err)

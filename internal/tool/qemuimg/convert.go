@@ -372,6 +372,10 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		if cp.Writing {
 			verb = "writing"
 		}
+		if cp.Status {
+			t.errorf("error while reading block status at offset %d: %s", cp.Offset, reasonText(cp.Err))
+			break
+		}
 		t.errorf("error while %s at byte %d: %s", verb, cp.Offset, reasonText(cp.Err))
 	case errors.As(err, &open):
 		return t.failOpen(err)

@@ -1,7 +1,6 @@
 package qemuimg
 
 import (
-	"context"
 	"errors"
 	"syscall"
 
@@ -67,7 +66,7 @@ func (t *tool) runRebase(c common, opts image.RebaseOptions, meter *meter) int {
 			t.warnProbed(src.name)
 		}
 	}
-	if err := image.Rebase(context.Background(), src.name, opts); err != nil {
+	if err := image.Rebase(t.ctx, src.name, opts); err != nil {
 		return t.failRebase(err)
 	}
 	meter.finish()

@@ -35,7 +35,7 @@ func (t *tool) sparsify(args []string) int {
 	if !ok {
 		return exitFailed
 	}
-	ctx, stop := interruptible()
+	ctx, stop := t.interruptible()
 	defer stop()
 	m := t.newMeter(c.progress && mode == outputHuman, 1)
 	defer m.stop()
@@ -84,7 +84,7 @@ func (t *tool) cp(args []string) int {
 	if len(c.rest) != 2 {
 		return t.exit("Expecting an image file name and a target")
 	}
-	ctx, stop := interruptible()
+	ctx, stop := t.interruptible()
 	defer stop()
 	m := t.newMeter(c.progress, 1)
 	defer m.stop()
@@ -114,6 +114,6 @@ func (t *tool) cp(args []string) int {
 
 // interruptible returns a context that ends when the user or the system asks
 // the program to.
-func interruptible() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+func (t *tool) interruptible() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(t.ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 }
