@@ -86,6 +86,10 @@ var (
 // format does not store compressed data.
 const ErrNoCompression = unsupported("compressed data in an image of this format")
 
+// ErrCompressEncrypted of [Convert] matches [block.ErrUnsupported]: compressed
+// clusters are not encrypted.
+const ErrCompressEncrypted = unsupported("compression of an encrypted image")
+
 // CopyError says where in the disk a conversion stopped.
 type CopyError struct {
 	Writing bool
@@ -299,6 +303,8 @@ func (c *conversion) closeSources() error {
 // checkTarget refuses what cannot work before anything is touched.
 func (c *conversion) checkTarget(drv format.Driver, target string) error {
 	switch {
+	case c.opts.Compress && (c.opts.Values["encryption"] == "on" || c.opts.Values["encrypt.format"] != ""):
+		return ErrCompressEncrypted
 	case c.opts.Compress && !hasOption(drv, "compression_type"):
 		return ErrNoCompression
 	case c.opts.BackingFile != "" && !hasOption(drv, "backing_file"):

@@ -2,7 +2,6 @@ package qcow2
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"math/bits"
 	"slices"
@@ -57,7 +56,9 @@ func (img *Image) amend(ctx context.Context, a *amendment, opts format.AmendOpti
 		}
 	}
 	if len(a.encrypt) > 0 {
-		return errNoAmendEncryption
+		if err := img.amendEncryption(ctx, opts); err != nil {
+			return err
+		}
 	}
 	if a.refcountOrder != img.g.refcountOrder {
 		if err := img.changeRefcountOrder(ctx, a.refcountOrder, p); err != nil {
@@ -325,5 +326,3 @@ func (p *amendProgress) end() {
 		p.report(max(p.total, 1), max(p.total, 1))
 	}
 }
-
-var errNoAmendEncryption = fmt.Errorf("key slots cannot be changed: %w", block.ErrUnsupported)

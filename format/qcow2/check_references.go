@@ -15,6 +15,9 @@ func (c *checker) countReferences(fix bool) error {
 	if err := c.countSnapshots(fix); err != nil {
 		return err
 	}
+	if e := c.img.crypt; e != nil {
+		c.count(int64(e.offset), e.length)
+	}
 	c.count(int64(c.img.hdr.refTableOffset), int64(c.img.hdr.refTableClusters)<<c.g.clusterBits)
 	if err := c.countBitmaps(); err != nil {
 		return err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
@@ -12,17 +14,18 @@ import (
 // layout is where the parts of a new image lie, in clusters and in the order
 // of the fields: that of stock QEMU, one behind the other from 0.
 type layout struct {
-	header, refTable, refBlocks, l1, l2, data int64
+	header, refTable, refBlocks, l1, luks, l2, data int64
 }
 
 func (l layout) total() int64 {
-	return l.header + l.refTable + l.refBlocks + l.l1 + l.l2 + l.data
+	return l.header + l.refTable + l.refBlocks + l.l1 + l.luks + l.l2 + l.data
 }
 
 // planLayout finds the fixed point: the refcount blocks count themselves and
 // the table that lists them.
 func (p *createPlan) planLayout() layout {
 	l := layout{header: 1, refTable: 1, l1: ceilDiv(p.g.l1EntriesFor(p.size)*8, p.g.clusterSize())}
+	l.luks = ceilDiv(p.crypt.bytes, p.g.clusterSize())
 	if p.prealloc != block.PreallocOff {
 		l.l2 = p.g.l1EntriesFor(p.size)
 		if !p.g.external {
@@ -62,6 +65,9 @@ func create(ctx context.Context, file block.Node, size int64, opts format.Create
 			return fmt.Errorf("create %s: %w", opts.Filename, err)
 		}
 	}
+	if err := p.crypt.make(ctx, opts.Secrets); err != nil {
+		return err
+	}
 	if err := p.write(ctx, w, l, head); err != nil {
 		return fmt.Errorf("create %s: %w", opts.Filename, err)
 	}
@@ -93,6 +99,7 @@ func (p *createPlan) head(l layout) ([]byte, error) {
 		refTableClusters: uint32(l.refTable),
 		refcountOrder:    uint32(p.g.refcountOrder),
 		compressionType:  p.compression,
+		cryptMethod:      p.crypt.method,
 	}
 	if l.l1 > 0 {
 		h.l1Offset = uint64(l.header+l.refTable+l.refBlocks) * cs
@@ -118,6 +125,9 @@ func (p *createPlan) head(l layout) ([]byte, error) {
 	}
 	if p.g.external {
 		exts = append(exts, extension{extDataFile, []byte(p.dataFile)})
+	}
+	if p.crypt.method == cryptLUKS {
+		exts = append(exts, p.crypt.extension((l.header+l.refTable+l.refBlocks+l.l1)*int64(cs)))
 	}
 	// Small clusters have no room for the names of features, which only serve
 	// messages, beside a backing file name; stock leaves them out too.
@@ -145,10 +155,16 @@ func (p *createPlan) write(ctx context.Context, w block.Writer, l layout, head [
 	if p.prealloc == block.PreallocOff {
 		if small || p.fileIsNotEmpty {
 			out.put(make([]byte, l1Bytes), l1At)
-			return out.finish()
 		}
+		p.putLUKS(out, l1At+l.l1*cs)
 		if err := out.finish(); err != nil {
 			return err
+		}
+		if l.luks > 0 {
+			return extendFile(ctx, w, l.total()*cs, block.PreallocOff)
+		}
+		if small || p.fileIsNotEmpty {
+			return nil
 		}
 		return extendFile(ctx, w, l1At+l1Bytes, block.PreallocOff)
 	}
@@ -160,7 +176,17 @@ func (p *createPlan) write(ctx context.Context, w block.Writer, l layout, head [
 	if mode == block.PreallocMetadata || p.g.external {
 		mode = block.PreallocOff
 	}
-	return extendFile(ctx, w, l.total()*cs, mode)
+	if err := extendFile(ctx, w, l.total()*cs, mode); err != nil || p.crypt.method == cryptNone || p.version >= 3 {
+		return err
+	}
+	return p.fill(ctx, w, (l.total()-l.data)*cs)
+}
+
+// putLUKS writes the LUKS header.
+func (p *createPlan) putLUKS(out *regionWriter, at int64) {
+	for _, off := range slices.Sorted(maps.Keys(p.crypt.parts)) {
+		out.put(p.crypt.parts[off], at+off)
+	}
 }
 
 // putRefBlocks writes the refcount blocks: every cluster of the layout has the
@@ -191,12 +217,13 @@ func (p *createPlan) putRefBlocks(out *regionWriter, l layout) {
 func (p *createPlan) putMapping(out *regionWriter, l layout) {
 	cs := p.g.clusterSize()
 	l1At := (l.header + l.refTable + l.refBlocks) * cs
-	l2At := l1At + l.l1*cs
+	l2At := l1At + (l.l1+l.luks)*cs
 	l1 := make([]l1Entry, l.l2)
 	for i := range l1 {
 		l1[i] = newL1Entry(hostOffset(l2At + int64(i)*cs))
 	}
 	out.put(encodeL1(l1), l1At)
+	p.putLUKS(out, l1At+l.l1*cs)
 	host := l2At + l.l2*cs
 	if p.g.external {
 		host = 0
@@ -206,6 +233,9 @@ func (p *createPlan) putMapping(out *regionWriter, l layout) {
 		t := p.g.newL2Table(int(n))
 		for k := range n {
 			t.entries[k] = newDataEntry(hostOffset(host))
+			if p.crypt.method != cryptNone && p.version >= 3 && !p.g.extendedL2 {
+				t.entries[k] |= l2Zero // a hole does not decrypt to zeros
+			}
 			host += cs
 		}
 		out.put(t.encode(), l2At+i*cs)

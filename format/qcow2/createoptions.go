@@ -23,21 +23,8 @@ type createPlan struct {
 	backingFormat  string
 	dataFile       string // name of the external data file, "" for none
 	dataRaw        bool
+	crypt          cryptPlan
 	fileIsNotEmpty bool // bytes that are not written may hold anything
-}
-
-// absentOptions are options of stock QEMU that this driver does not have, with
-// the feature that the error names.
-var absentOptions = map[string]string{
-	"encryption":             "encryption",
-	"encrypt.cipher-alg":     "encryption",
-	"encrypt.cipher-mode":    "encryption",
-	"encrypt.format":         "encryption",
-	"encrypt.hash-alg":       "encryption",
-	"encrypt.iter-time":      "encryption",
-	"encrypt.ivgen-alg":      "encryption",
-	"encrypt.ivgen-hash-alg": "encryption",
-	"encrypt.key-secret":     "encryption",
 }
 
 // planCreate checks the options. Texts are those of stock QEMU.
@@ -90,25 +77,19 @@ func planCreate(size int64, opts format.CreateOptions) (*createPlan, error) {
 				p.size = int64(n)
 			}
 		default:
-			err = absentOption(k, v)
+			if k != "encryption" && !strings.HasPrefix(k, cryptPrefix) {
+				return nil, unsupportedf("Invalid parameter '%s'", k)
+			}
+			err = p.crypt.set(k, v)
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
-	return p, p.check(clusterSize, refcountBits)
-}
-
-// absentOption accepts an option that is switched off and refuses others.
-func absentOption(k, v string) error {
-	feature, known := absentOptions[k]
-	if !known {
-		return unsupportedf("Invalid parameter '%s'", k)
+	if err := p.check(clusterSize, refcountBits); err != nil {
+		return nil, err
 	}
-	if on, err := parseBool(k, v); err == nil && !on {
-		return nil
-	}
-	return unsupportedf("%s=%s: %s of qcow2 is not supported by this version", k, v, feature)
+	return p, p.crypt.check(opts.Secrets)
 }
 
 // check checks the options against each other and fills in the geometry.

@@ -91,11 +91,14 @@ func (img *Image) addRun(m *extentMerger, holes map[*Image]*holeCursor, off int6
 			e.Kind = block.Zero
 		case clusterZeroAlloc:
 			e.Kind, e.HostOffset, e.File = block.Zero, host, img.data.node
+			if img.crypt != nil {
+				e.HostOffset, e.File = block.NoHostOffset, nil
+			}
 		case clusterCompressed:
 			e.Kind = block.Compressed
 		case clusterData:
 			e.Kind, e.HostOffset, e.File = block.Data, host, img.data.node
-			if img.g.external && img.data.node == nil {
+			if img.crypt != nil || img.g.external && img.data.node == nil {
 				e.HostOffset = block.NoHostOffset
 			} else if img.preallocated() {
 				if holes[img] == nil {

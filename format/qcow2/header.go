@@ -189,8 +189,6 @@ func (h *header) validate(fileSize int64, features []featureName, forCheck bool)
 	switch {
 	case h.cryptMethod > 2:
 		return unsupportedf("Unsupported encryption method %d", h.cryptMethod)
-	case h.cryptMethod != 0:
-		return unsupportedf("image is encrypted (crypt_method %d): encryption of qcow2 is not supported by this version", h.cryptMethod)
 	}
 	g := h.geometry()
 	if h.size > uint64(1<<63-1<<maxClusterBits) {

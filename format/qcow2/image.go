@@ -33,6 +33,7 @@ type Image struct {
 	version       uint32
 	exts          []extension
 	data          dataFile
+	crypt         *crypt // nil if the image is not encrypted
 	backingFile   string
 	backingFormat string
 	backing       block.Node // nil if none or not opened

@@ -30,6 +30,12 @@ func (img *Image) ImageInfo() (format.Info, error) {
 	field := func(name, key string, v any) {
 		info.Specific = append(info.Specific, format.InfoField{Name: name, Key: key, Value: v})
 	}
+	info.Encrypted = img.crypt != nil
+	encrypt := func() {
+		if img.crypt != nil {
+			field("encrypt", "encrypt", img.crypt.info())
+		}
+	}
 	if h.version < 3 {
 		field("compat", "compat", "0.10")
 		field("compression type", "compression-type", compression)
@@ -48,6 +54,7 @@ func (img *Image) ImageInfo() (format.Info, error) {
 		if img.g.external {
 			field("data file raw", "data-file-raw", img.rawData())
 		}
+		encrypt()
 		field("corrupt", "corrupt", h.incompat&incompatCorrupt != 0)
 		field("extended l2", "extended-l2", img.g.extendedL2)
 	}

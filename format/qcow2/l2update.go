@@ -168,8 +168,11 @@ func (img *Image) linkEmpty(off, first, n int64, hide bool) error {
 		err := img.update(func() error {
 			return img.setEntries(off, k, func(i int64, _ mapping) mapping {
 				m := mapping{entry: newDataEntry(hostOffset((first + i) << g.clusterBits))}
-				if g.extendedL2 && hide {
+				switch {
+				case g.extendedL2 && (hide || img.crypt != nil):
 					m.sub = allZero
+				case img.crypt != nil && img.version >= 3:
+					m.entry |= l2Zero // a hole does not decrypt to zeros
 				}
 				return m
 			})

@@ -51,6 +51,9 @@ func open(ctx context.Context, file block.Node, opts format.OpenOptions) (*Image
 	if err := img.readTables(opts); err != nil {
 		return nil, err
 	}
+	if err := img.openCrypt(ctx, opts); err != nil {
+		return nil, err
+	}
 	if err := img.openBitmaps(opts); err != nil {
 		return nil, err
 	}
@@ -193,6 +196,9 @@ func (img *Image) noteMetadata() {
 		img.meta.add(first, n)
 	}
 	table(hostOffset(img.hdr.l1Offset), int64(len(img.l1))*8)
+	if img.crypt != nil {
+		table(img.crypt.offset, img.crypt.length)
+	}
 	table(hostOffset(img.hdr.refTableOffset), int64(len(img.refs.table))*8)
 	for _, e := range img.l1 {
 		if e.l2Table() != 0 {

@@ -51,6 +51,11 @@ func (img *Image) countReferences() (*references, error) {
 	if err := r.add("header", 0, g.clusterSize()); err != nil {
 		return nil, err
 	}
+	if c := img.crypt; c != nil {
+		if err := r.add("LUKS header", c.offset, c.length); err != nil {
+			return nil, err
+		}
+	}
 	if err := r.add("refcount table", hostOffset(h.refTableOffset), int64(h.refTableClusters)<<g.clusterBits); err != nil {
 		return nil, err
 	}

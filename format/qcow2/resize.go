@@ -178,7 +178,12 @@ func (img *Image) preallocate(ctx context.Context, off, end int64, mode block.Pr
 		if err != nil {
 			return err
 		}
-		if err := img.prepareHost(ctx, first<<g.clusterBits, count<<g.clusterBits, fresh, mode); err != nil {
+		if img.crypt != nil && img.version < 3 {
+			err = img.fillGuest(ctx, off, first<<g.clusterBits, count<<g.clusterBits)
+		} else {
+			err = img.prepareHost(ctx, first<<g.clusterBits, count<<g.clusterBits, fresh, mode)
+		}
+		if err != nil {
 			img.abandon(first, count)
 			return err
 		}

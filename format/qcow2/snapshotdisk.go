@@ -41,7 +41,7 @@ func (img *Image) OpenSnapshot(ctx context.Context, index int) (block.Node, erro
 	}
 	snap := &Image{
 		file: img.file, name: fmt.Sprintf("%s, internal snapshot %q", img.name, s.name),
-		g: img.g, version: img.version, hdr: img.hdr,
+		g: img.g, version: img.version, hdr: img.hdr, crypt: img.crypt,
 		backingFile: img.backingFile, backingFormat: img.backingFormat, backing: img.backing,
 		openEnd: img.openEnd, fileEnd: img.fileEnd,
 		l1: decodeL1(b), l2: newL2Cache(img.g),

@@ -19,7 +19,12 @@ func (img *Image) WriteAt(p []byte, off int64) (int, error) {
 		return 0, img.failAccess("write", err)
 	}
 	defer img.noteDirty(off, int64(len(p)))
-	done, err := img.writeInPlace(p, off)
+	var done bool
+	var err error
+	// A part of an encrypted sector is read and written, by one at a time.
+	if img.crypt == nil || (off|int64(len(p)))%block.SectorSize == 0 {
+		done, err = img.writeInPlace(p, off)
+	}
 	if err != nil {
 		return 0, img.failAccess("write", err)
 	}
@@ -210,6 +215,7 @@ func (img *Image) movedWith(off, end int64) (span, error) {
 func (img *Image) fillClusters(p []byte, off int64, host hostOffset, area span, fresh bool) error {
 	g := img.g
 	n := area.hi - area.lo
+	fresh = fresh && img.crypt == nil // a hole decrypts to anything
 	head := off - area.lo
 	tail := n - head - int64(len(p))
 	start := off - head

@@ -381,6 +381,8 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		return t.failOpen(err)
 	case errors.Is(err, image.ErrTargetTooSmall):
 		t.errorf("output file is smaller than input file")
+	case errors.Is(err, image.ErrCompressEncrypted):
+		t.errorf("Compression and encryption not supported at the same time")
 	case errors.Is(err, image.ErrNoCompression):
 		t.errorf("Compression not supported for this file format")
 	case errors.Is(err, image.ErrManySnapshots):
