@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The packages whose tests boot guests are apart, as those need the cores.
-boots='/lamina/(test/|internal/guestimage|internal/vm/qemu$|cmd/laminad$)'
+boots='/lamina/(test/(boot|e2e)$|internal/guestimage|internal/vm/qemu$|cmd/laminad$)'
 
 boot_packages() { go list ./... | grep -E "$boots"; }
 others() { go list ./... | grep -vE "$boots"; }
@@ -44,7 +44,7 @@ fuzz() {
 fuzz_one() {
   local out=
   out=$(mktemp)
-  if ! go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-5s}" -fuzzminimizetime 1x -parallel 2 "$2" 2>&1 | tee "$out"; then
+  if ! go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-20s}" -fuzzminimizetime 1x -parallel 2 "$2" 2>&1 | tee "$out"; then
     if [ "$(sed -n '/^--- FAIL/,/^FAIL/p' "$out" | sed '1d;$d')" != '    context deadline exceeded' ]; then
       rm -f "$out"
       return 1

@@ -140,6 +140,9 @@ func (h *header) decodeV3(b []byte) error {
 		return corruptf("qcow2 header: file ends at byte %d, the header of version 3 has at least %d", len(b), headerLenV3Min)
 	}
 	h.incompat = be.Uint64(b[72:])
+	if h.incompat&incompatUnfinished != 0 {
+		return block.ErrUnfinished // whatever else there is of it
+	}
 	h.compat = be.Uint64(b[80:])
 	h.autoclear = be.Uint64(b[88:])
 	h.refcountOrder = be.Uint32(b[96:])
@@ -256,9 +259,6 @@ func (h *header) contained(fileSize int64, rtBytes uint64) error {
 // validateFeatures refuses incompatible features that the driver cannot work
 // with, by name.
 func (h *header) validateFeatures(features []featureName) error {
-	if h.incompat&incompatUnfinished != 0 {
-		return block.ErrUnfinished
-	}
 	if unknown := h.incompat &^ incompatHandled; unknown != 0 {
 		return unsupportedf("Unsupported qcow2 feature(s): %s", nameFeatures(unknown, features))
 	}

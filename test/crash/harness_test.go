@@ -38,6 +38,11 @@ func (secrets) Secret(string) ([]byte, error) { return []byte("abc"), nil }
 func command(dir, lines string) error {
 	for line := range strings.SplitSeq(lines, ";") {
 		args := strings.Fields(strings.ReplaceAll(line, "@", dir+"/"))
+		for i, a := range args {
+			if a == "''" {
+				args[i] = ""
+			}
+		}
 		var out bytes.Buffer
 		if status := qemuimg.Main("lamina img", args, strings.NewReader(""), &out, &out); status != 0 {
 			return fmt.Errorf("%s: status %d\n%s", line, status, out.String())
@@ -423,6 +428,26 @@ func fill(t testing.TB, dir string, f imageFile, r *rand.Rand, share float64) {
 			}
 		}
 		off += n
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fillZeros writes runs of zeros as data.
+func fillZeros(t testing.TB, dir string, f imageFile, r *rand.Rand) {
+	t.Helper()
+	im, err := open(t.Context(), dir, f, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, _ := block.As[block.Writer](im.Node())
+	size := im.Node().Size()
+	for range 5 {
+		off := r.Int64N(size/512) * 512
+		if _, err := w.WriteAt(make([]byte, min(size-off, size/6)), off); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := im.Close(); err != nil {
 		t.Fatal(err)

@@ -18,6 +18,10 @@ func cases() []verbCase {
 	for _, mix := range append(mixes, extraMixes...) {
 		out = append(out, snapshotCases(mix)...)
 		out = append(out, repairCases(mix)...)
+		out = append(out, chainCases(mix)...)
+		out = append(out, amendCases(mix)...)
+		out = append(out, bitmapCases(mix)...)
+		out = append(out, copyCases(mix)...)
 	}
 	for _, mix := range extraMixes {
 		out = append(out, createCases(mix)...)
@@ -139,7 +143,7 @@ func TestPowerLoss(t *testing.T) {
 		for i, c := range cases() {
 			t.Run(fmt.Sprintf("%d %s", i, c.lines), func(t *testing.T) {
 				t.Parallel()
-				count.add(c.verb, c.run(t, seed+uint64(i), 24))
+				count.add(c.verb, c.run(t, seed+uint64(i), 32))
 			})
 		}
 	})
@@ -147,7 +151,7 @@ func TestPowerLoss(t *testing.T) {
 		for i, mix := range guestMixes() {
 			t.Run(mix, func(t *testing.T) {
 				t.Parallel()
-				count.add("write, discard, zero", runGuest(t, mix, seed+uint64(i), 40, 4))
+				count.add("write, discard, zero", runGuest(t, mix, seed+uint64(i), 60, 32))
 			})
 		}
 	})

@@ -129,6 +129,8 @@ func (c verbCase) prepare(t *testing.T, dir string, r *rand.Rand) {
 		case "":
 		case "write":
 			fill(t, dir, c.fills[0], r, 0.3)
+		case "zeros":
+			fillZeros(t, dir, c.fills[0], r)
 		case "leak":
 			damageRefcounts(t, filepath.Join(dir, c.fills[0].name), true)
 		case "norefs":
