@@ -3,6 +3,7 @@ package qcow2
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // allocMeta takes n bytes of clusters that lie together, for metadata that
@@ -59,6 +60,10 @@ func (img *Image) storeBitmaps() error {
 				// The others are worth storing all the same.
 				img.giveUp(b)
 				if b.table.entries == 0 {
+					// A new one, which the image never had: an entry without
+					// a table would keep the image from being opened.
+					s.list = slices.Delete(slices.Clone(s.list), i, i+1)
+					s.retrack()
 					return fmt.Errorf("store bitmap '%s': %w", b.name, err)
 				}
 				t = b.table
