@@ -207,12 +207,17 @@ func (c *committing) copy(ctx context.Context, w block.Writer) error {
 		}
 		n := min(rebaseWindow-off%rebaseWindow, size-off)
 		var list []block.Extent
+		next := off + n
 		for e, err := range c.top.Extents(off, n) {
 			if err != nil {
 				return err
 			}
-			if e.Depth < c.depth {
-				list = addExtent(list, e, size)
+			if e.Depth >= c.depth {
+				continue
+			}
+			if list = addExtent(list, e, size); len(list) >= rebaseRanges {
+				next = e.End()
+				break
 			}
 		}
 		for _, e := range list {
@@ -220,7 +225,10 @@ func (c *committing) copy(ctx context.Context, w block.Writer) error {
 				return err
 			}
 		}
-		off += n
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		off = next
 	}
 	if c.opts.Progress != nil {
 		c.opts.Progress(size, size)
@@ -247,6 +255,9 @@ func (c *committing) extent(ctx context.Context, w block.Writer, e block.Extent,
 			return err
 		}
 		off += int64(len(p))
+		if c.opts.Progress != nil {
+			c.opts.Progress(off, c.top.Size())
+		}
 	}
 	return nil
 }

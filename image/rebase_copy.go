@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	// rebaseWindow is the part of the disk whose extents are held at a time.
-	rebaseWindow = 16 << 20
+	// rebaseWindow is the part of the disk whose extents are asked for at a
+	// time, rebaseRanges how many are held.
+	rebaseWindow = 1 << 30
+	rebaseRanges = 1 << 16
 	// rebaseBuffer is how much is read at a time, of each side.
 	rebaseBuffer = 2 << 20
 )
@@ -30,7 +32,7 @@ func (r *rebasing) copy(ctx context.Context) error {
 			r.opts.Progress(off, size)
 		}
 		n := min(rebaseWindow-off%rebaseWindow, size-off)
-		ranges, err := c.taken(off, n)
+		ranges, next, err := c.taken(off, n)
 		if err != nil {
 			return &RebaseError{StepMap, off, err}
 		}
@@ -39,17 +41,21 @@ func (r *rebasing) copy(ctx context.Context) error {
 				return err
 			}
 		}
-		off += n
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		off = next
 	}
 	return nil
 }
 
 // taken returns the parts of [off, off+n), by begin and end, that the overlay
-// takes from layers which will not be there, or not alone, below it.
-func (c *rebaseCopy) taken(off, n int64) (ranges [][2]int64, err error) {
+// takes from layers which will not be there, or not alone, below it. They are
+// those before next.
+func (c *rebaseCopy) taken(off, n int64) (ranges [][2]int64, next int64, err error) {
 	for e, err := range c.top.Extents(off, n) {
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		own := e.Depth == 0 && e.Kind != block.Unallocated
 		if own || c.prefix > 0 && e.Depth >= c.prefix {
@@ -57,11 +63,13 @@ func (c *rebaseCopy) taken(off, n int64) (ranges [][2]int64, err error) {
 		}
 		if k := len(ranges); k > 0 && ranges[k-1][1] == e.Start {
 			ranges[k-1][1] = e.End()
-		} else {
-			ranges = append(ranges, [2]int64{e.Start, e.End()})
+			continue
+		} else if k == rebaseRanges {
+			return ranges, ranges[k-1][1], nil
 		}
+		ranges = append(ranges, [2]int64{e.Start, e.End()})
 	}
-	return ranges, nil
+	return ranges, off + n, nil
 }
 
 // rebaseCopy is the copying of a rebase.
@@ -123,6 +131,9 @@ func (c *rebaseCopy) compareRange(ctx context.Context, off, end int64) error {
 			return err
 		}
 		off = upTo
+		if c.opts.Progress != nil {
+			c.opts.Progress(off, c.top.Size())
+		}
 	}
 	return nil
 }

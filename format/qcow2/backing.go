@@ -32,6 +32,8 @@ func (img *Image) changeBacking(ctx context.Context, name, formatName string) er
 		return unsupportedf("Backing file name too long")
 	case name == "":
 		formatName = ""
+	case img.rawData():
+		return unsupportedf("Backing file and data-file-raw cannot be used at the same time")
 	case formatName == "":
 		return unsupportedf("backing format must be specified")
 	}
