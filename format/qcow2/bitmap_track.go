@@ -49,7 +49,6 @@ func (img *Image) giveUp(b *dirtyBitmap) {
 	img.forgetBits(b)
 	b.broken, s.changed = true, true
 	b.flags |= bitmapInUse
-	s.retrack()
 }
 
 // setDirty sets the bits of [off, off+n). The caller holds bitmapSet.mu.

@@ -64,14 +64,15 @@ type checker struct {
 
 	snapshotDamage int64 // entries of the snapshot table
 
-	refs     referenceCounts // what the tables refer to
-	table    []refTableEntry // the refcount table
-	blockAt  int64           // index of the refcount block in block, -1 for none
-	block    []byte
-	blockOff int64
-	l2       []byte      // buffer for an L2 table
-	l2Table  l2Table     // and for what it says
-	guarded  *clusterSet // clusters that no L2 table may lie in; nil until needed
+	refs          referenceCounts // what the tables refer to
+	table         []refTableEntry // the refcount table
+	blockAt       int64           // index of the refcount block in block, -1 for none
+	block         []byte
+	blockOff      int64
+	bitmapEntries int64       // of bitmap tables, looked at so far
+	l2            []byte      // buffer for an L2 table
+	l2Table       l2Table     // and for what it says
+	guarded       *clusterSet // clusters that no L2 table may lie in; nil until needed
 }
 
 func newChecker(ctx context.Context, img *Image, opts block.CheckOptions) (*checker, error) {
