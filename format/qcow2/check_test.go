@@ -426,7 +426,7 @@ func TestCheckRandomDamage(t *testing.T) {
 		dissect(t, stockImage(t, "cluster_size=16k,extended_l2=on")),
 		dissect(t, stockImage(t, "cluster_size=2048,refcount_bits=32", "bitmap --add -g 4096 FILE b0")),
 	}
-	for round := range 25 {
+	for round := range randomRounds(t) {
 		a := bases[r.IntN(len(bases))]
 		b := slices.Clone(a.content)
 		var what []string

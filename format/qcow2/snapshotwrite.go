@@ -111,10 +111,9 @@ func (t *rewrite) splitL1() (disk, state []l1Entry) {
 	return t.l1[:n], t.l1[n:]
 }
 
-// ApplySnapshot implements [format.SnapshotManager]. For the dirty bitmaps the
-// whole disk has changed.
+// ApplySnapshot implements [format.SnapshotManager]. With dirty bitmaps it
+// is refused, as they would not know of the change.
 func (img *Image) ApplySnapshot(ctx context.Context, index int) error {
-	old := img.Size()
 	if len(img.Bitmaps()) > 0 {
 		return img.fail("apply a snapshot of", format.ErrActiveBitmaps)
 	}
@@ -128,10 +127,6 @@ func (img *Image) ApplySnapshot(ctx context.Context, index int) error {
 	if err != nil {
 		return img.fail("apply a snapshot of", err)
 	}
-	if img.Size() != old {
-		img.resizeBitmaps()
-	}
-	img.noteDirty(0, img.Size())
 	return nil
 }
 
@@ -165,13 +160,6 @@ func (t *rewrite) apply(s snapshot) error {
 		return unsupportedf("The new size must be a multiple of %d", block.SectorSize)
 	case size > t.img.Size() && t.img.backing == nil && t.img.backingFile != "":
 		return fmt.Errorf("growing: %w", errNotOpened(t.img.backingFile))
-	}
-	if size != t.img.Size() {
-		for _, b := range t.img.bitmaps.list {
-			if err := b.usable(); err != nil {
-				return err // it could not follow the size
-			}
-		}
 	}
 	l1, err := t.snapshotL1(s)
 	if err != nil {
