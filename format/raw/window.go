@@ -187,6 +187,9 @@ func (w *writableWindow) Resize(ctx context.Context, size int64, opts block.Resi
 	if w.fixed >= 0 {
 		return optionErrorf("Cannot resize fixed-size raw disks")
 	}
+	if size < 0 {
+		return block.CheckRange(size, 0, 0)
+	}
 	if size > math.MaxInt64-w.off {
 		return optionErrorf("Disk size too large for the chosen offset")
 	}
