@@ -10,10 +10,10 @@ import (
 // one changed entry costs one small write.
 const l2SliceBytes = 4096
 
-// l2CacheBytes bounds the slices kept in memory: 32 MiB map 256 GiB with
-// clusters of 64 KiB. Slices that are not written back yet are kept whatever
+// l2CacheBytes bounds the slices kept in memory of one image: 16 MiB map 128 GiB
+// with clusters of 64 KiB. Slices that are not written back yet are kept whatever
 // their number; writers write back before it exceeds half the bound.
-const l2CacheBytes = 32 << 20
+const l2CacheBytes = 16 << 20
 
 // l2Slice is a part of an L2 table.
 type l2Slice struct {

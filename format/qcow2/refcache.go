@@ -7,8 +7,8 @@ import (
 )
 
 // refCacheBytes bounds the refcount blocks kept in memory, as far as they are
-// written back: 16 MiB count 512 GiB of image with 64 KiB and 16 bits.
-const refCacheBytes = 16 << 20
+// written back: 8 MiB count 256 GiB of image with 64 KiB and 16 bits.
+const refCacheBytes = 8 << 20
 
 // refcounts holds the refcount table and the blocks in use. It is guarded by
 // Image.mu.

@@ -23,7 +23,9 @@ const asTool = "LAMINA_TEST_AS_QEMU_IMG"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asTool) != "" {
-		os.Exit(Main("qemu-img", os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+		status := Main("qemu-img", os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+		writePeak()
+		os.Exit(status)
 	}
 	// The stock tool opens a chain that loops until it runs out of file
 	// descriptors: let that be soon.

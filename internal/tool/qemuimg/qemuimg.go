@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -24,6 +26,11 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 )
+
+// softMemory is what the garbage collector tries to stay below, so that the
+// caches of two images (in qcow2 16 MiB of L2 tables and 8 MiB of refcounts
+// each) and the buffers of the requests do not take twice their size.
+const softMemory = 52 << 20
 
 // verb is one command of the tool.
 type verb struct {
@@ -100,6 +107,9 @@ type tool struct {
 // Main runs the tool. prog is the program's name for messages ("qemu-img",
 // "lamina img"), args the words behind it. It returns the exit status.
 func Main(prog string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(softMemory)
+	}
 	t := &tool{prog: prog, stdin: stdin, stdout: stdout, out: bufio.NewWriter(stdout), stderr: stderr}
 	t.ctx = image.WithDamage(image.WithWarnings(context.Background(), t.warn), t.damage)
 	defer t.secrets.wipe()
