@@ -31,7 +31,7 @@ func (Driver) Name() string { return "luks" }
 
 // Probe implements [format.Driver].
 func (Driver) Probe(prefix []byte, _ string) int {
-	if diskcrypt.IsLUKS(prefix) {
+	if diskcrypt.IsLUKS(prefix) || isUnfinished(prefix) {
 		return 100
 	}
 	return 0
@@ -44,6 +44,9 @@ func (Driver) Open(ctx context.Context, file block.Node, opts format.OpenOptions
 		if k != "key-secret" {
 			return nil, fmt.Errorf("open %s: option %s of a LUKS volume: %w", opts.Filename, k, block.ErrUnsupported)
 		}
+	}
+	if err := refuseUnfinished(file); err != nil {
+		return nil, err
 	}
 	d := &Disk{file: file, name: opts.Filename, unsafe: opts.Unsafe, secret: opts.Values["key-secret"]}
 	if opts.Writable {

@@ -321,7 +321,14 @@ func openOptions(f imageFile) image.Options {
 func open(ctx context.Context, dir string, f imageFile, writable bool) (*image.Image, error) {
 	opts := openOptions(f)
 	opts.Writable, opts.NoLock = writable, !writable
-	return image.Open(ctx, filepath.Join(dir, f.name), opts)
+	name := filepath.Join(dir, f.name)
+	switch f.format {
+	case "luks":
+		opts.Format, name = "", fmt.Sprintf(`json:{"driver":"luks","key-secret":"k","file":{"driver":"file","filename":%q}}`, name)
+	case "qcow2 luks":
+		opts.Format, name = "", fmt.Sprintf(`json:{"driver":"qcow2","encrypt.key-secret":"k","file":{"driver":"file","filename":%q}}`, name)
+	}
+	return image.Open(ctx, name, opts)
 }
 
 // readAll reads the whole disk.

@@ -109,3 +109,26 @@ func moreKillCases() []verbCase {
 		{verb: "sparsify", setup: one, fills: []imageFile{a}, then: "zeros", lines: "sparsify -q -f qcow2 @a", see: []watched{{a, oldOrNew}}},
 	}
 }
+
+// cryptCases are about encrypted images.
+func cryptCases() []verbCase {
+	const (
+		key  = "--object secret,id=k,data=abc"
+		luks = "-o key-secret=k,iter-time=10"
+		in   = "-o cluster_size=4k,encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10"
+	)
+	src, vol, img := imageFile{"src", "raw"}, imageFile{"dst", "luks"}, imageFile{"a", "qcow2 luks"}
+	setup := "create -q -f raw @src 30k"
+	make := "create -q " + key + " -f qcow2 " + in + " @a 72k"
+	opts := "driver=qcow2,encrypt.key-secret=k,file.filename=@a"
+	return []verbCase{
+		{verb: "create", lines: "create -q " + key + " -f luks " + luks + " @dst 30k", see: []watched{{vol, target}}},
+		{verb: "create", lines: make, see: []watched{{img, target}}},
+		{verb: "convert", setup: setup, fills: []imageFile{src}, lines: "convert -t writeback " + key + " -f raw -O luks " + luks + " @src @dst", see: []watched{{src, oldOrNew}, {vol, target}}},
+		{verb: "convert", setup: setup, fills: []imageFile{src}, lines: "convert -t writeback " + key + " -f raw -O qcow2 " + in + " @src @a", see: []watched{{src, oldOrNew}, {img, target}}},
+		{verb: "convert -n", setup: setup + "; create -q " + key + " -f luks " + luks + " @dst 30k", fills: []imageFile{src, vol},
+			lines: "convert -n -t writeback " + key + " -f raw --target-image-opts @src driver=luks,key-secret=k,file.filename=@dst", see: []watched{{src, oldOrNew}, {vol, refilled}}},
+		{verb: "resize", setup: make, fills: []imageFile{img}, lines: "resize -q " + key + " --image-opts " + opts + " 100k", see: []watched{{img, resized}}},
+		{verb: "snapshot -c", setup: make, fills: []imageFile{img}, lines: "snapshot " + key + " -c s1 --image-opts " + opts, see: []watched{{img, oldOrNew}}},
+	}
+}

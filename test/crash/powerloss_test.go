@@ -28,6 +28,7 @@ func cases() []verbCase {
 		out = append(out, convertCases(mix)...)
 		out = append(out, resizeCases(mix)...)
 	}
+	out = append(out, cryptCases()...)
 	return append(out, rawCases()...)
 }
 

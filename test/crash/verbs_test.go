@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/protocol/memory"
 )
 
 // rule says what an image may read as when the power fails within a verb.
@@ -203,7 +204,7 @@ func (f watched) judge(s *state, v view, err error, before, after view) error {
 		if d == nil || d.Size() == 0 || errors.Is(err, block.ErrUnfinished) {
 			return nil
 		}
-		if errors.Is(err, block.ErrNotFormat) {
+		if errors.Is(err, block.ErrNotFormat) || f.format == "luks" && headless(d) {
 			return nil // no header yet
 		}
 		if err == nil && before.disk != nil && bytes.Equal(v.disk, before.disk) {
@@ -257,6 +258,13 @@ func (f watched) judge(s *state, v view, err error, before, after view) error {
 		}
 	}
 	return nil
+}
+
+// headless reports whether a file begins with zeros.
+func headless(d *memory.Disk) bool {
+	var head [8]byte
+	_, err := d.ReadAt(head[:], 0)
+	return err == nil && head == [8]byte{}
 }
 
 // mixedAt returns the first sector that is in neither disk, or -1.

@@ -23,7 +23,7 @@ type snapshotArgs struct {
 }
 
 func (t *tool) snapshot(args []string) int {
-	var a snapshotArgs
+	a := snapshotArgs{opts: image.SnapshotOptions{Secrets: &t.secrets}}
 	c, status, done := t.parse(args, ":la:c:d:hqU", []getopt.Long{longHelp, longObject, longImageOpts, longForce}, func(o getopt.Option) bool {
 		if a.action != 0 {
 			t.exit("Cannot mix '-l', '-a', '-c', '-d'")
