@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
@@ -242,17 +241,25 @@ func (o *opener) openDataNode(ctx context.Context, name string, writable bool) (
 	if p.file.unlocked {
 		locks = file.Locks{}
 	}
+	// Stock finds a conflict about the size first.
+	first := file.Locks{NotShared: locks.NotShared & file.PermResize}
 	f, err := file.Open(p.file.path, file.Options{
-		Writable: writable, Growable: writable, Locks: &locks, NoLock: p.noLock, Direct: p.direct,
+		Writable: writable, Growable: writable, Locks: &first, NoLock: p.noLock, Direct: p.direct,
 		Sync: o.c.opts.Cache == CacheWritethrough || o.c.opts.Cache == CacheDirectsync,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
+	if !p.noLock {
+		if err := f.ChangeLocks(locks); err != nil {
+			_ = f.Close()
+			return nil, nil, err
+		}
+	}
 	for _, l := range o.c.layers {
 		if l.holds(f) {
 			_ = f.Close()
-			return nil, nil, fmt.Errorf("the data file %s of %s is a file of %s in the same chain: %w", p.file.path, o.path, l.Name, block.ErrBackingLoop)
+			return nil, nil, &SharedDataError{Image: o.path, Data: p.file.path, Other: l.Name}
 		}
 	}
 	node, err := o.c.over(ctx, o.l, underlay.Node(ctx, p.file.path, f), p, writable)

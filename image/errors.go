@@ -41,6 +41,21 @@ func (e *BackingError) Error() string {
 // Unwrap returns the cause.
 func (e *BackingError) Unwrap() error { return e.Err }
 
+// SharedDataError is for an image whose external data file is another file of
+// the chain, or itself. It matches [block.ErrBackingLoop].
+type SharedDataError struct {
+	Image, Data string // paths
+	Other       string // the layer whose file it is, too
+}
+
+// Error names the files.
+func (e *SharedDataError) Error() string {
+	return fmt.Sprintf("the data file %s of %s is a file of %s, which is in the same chain", e.Data, e.Image, e.Other)
+}
+
+// Is makes the error match [block.ErrBackingLoop].
+func (e *SharedDataError) Is(target error) bool { return target == block.ErrBackingLoop }
+
 // UnknownFormatError is for a format that there is no driver for. It matches
 // [block.ErrUnknownFormat].
 type UnknownFormatError struct{ Format string }

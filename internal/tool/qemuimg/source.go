@@ -81,7 +81,8 @@ func (t *tool) warnProbed(name string) {
 // failOpen reports an image that could not be opened.
 func (t *tool) failOpen(err error) int {
 	var chain *image.OpenError
-	if errors.Is(err, block.ErrBackingLoop) && errors.As(err, &chain) {
+	var shared *image.SharedDataError
+	if errors.Is(err, block.ErrBackingLoop) && errors.As(err, &chain) && !errors.As(err, &shared) {
 		t.errorf("Backing file '%s' creates an infinite loop.", t.shown(chain.Name))
 		return exitFailed
 	}
