@@ -182,7 +182,7 @@ func (img *Image) checkAmendment(a *amendment) error {
 	case len(a.encrypt) > 0 && img.hdr.cryptMethod == 0:
 		return unsupportedf("Can't amend encryption options - encryption not present")
 	case len(a.encrypt) > 0 && img.hdr.cryptMethod != 2:
-		return unsupportedf("Only LUKS encryption options can be amended for qcow2 with qcow2 format")
+		return unsupportedf("Only LUKS encryption options can be amended")
 	case a.refcountOrder != img.g.refcountOrder && a.refcountOrder != 4 && a.version < 3:
 		return unsupportedf("Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)")
 	case a.lazy && a.version < 3 && img.hdr.compat&compatLazyRefcounts == 0:

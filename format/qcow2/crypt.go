@@ -275,7 +275,7 @@ func (img *Image) amendEncryption(ctx context.Context, opts format.AmendOptions)
 	case c == nil:
 		return unsupportedf("Can't amend encryption options - encryption not present")
 	case c.method != cryptLUKS:
-		return unsupportedf("Only LUKS encryption options can be amended for qcow2 with qcow2 format")
+		return unsupportedf("Only LUKS encryption options can be amended")
 	}
 	change, err := encryption.SlotChange(opts, cryptPrefix, c.secret)
 	if err != nil {

@@ -40,6 +40,7 @@ func (img *Image) ImageInfo() (format.Info, error) {
 		field("compat", "compat", "0.10")
 		field("compression type", "compression-type", compression)
 		field("refcount bits", "refcount-bits", int64(img.g.refcountBits()))
+		encrypt()
 	} else {
 		field("compat", "compat", "1.1")
 		field("compression type", "compression-type", compression)

@@ -68,7 +68,12 @@ func runTool(t *testing.T, ours bool, dir string, args []string) result {
 	if exit != nil && !exit.Exited() {
 		t.Fatalf("%q: %v\n%s", args, err, errb.String())
 	}
-	return result{out.String(), errb.String(), cmd.ProcessState.ExitCode()}
+	r := result{out.String(), errb.String(), cmd.ProcessState.ExitCode()}
+	if !ours && strings.Contains(r.stderr, "Unable to get accurate CPU usage") {
+		// On a busy machine stock gives up measuring how fast it is.
+		return runTool(t, ours, dir, args)
+	}
+	return r
 }
 
 // diskSize is what each tool's images take on the host: not to be the same,
@@ -443,6 +448,13 @@ func sameFiles(t *testing.T, ours, stock string) {
 			}
 			continue
 		}
+		if opts := keyOptions(t, x); opts != "" {
+			r := qemutest.Run(t, "qemu-img", "compare", "--object", "secret,id=s,data=abc", "--image-opts", opts+x, opts+y)
+			if r.Status != 0 {
+				t.Errorf("content of %s: %s%s", name, r.Stdout, r.Stderr)
+			}
+			continue
+		}
 		if r := qemutest.Run(t, "qemu-img", "compare", x, y); r.Status != 0 {
 			t.Errorf("content of %s: %s%s", name, r.Stdout, r.Stderr)
 		}
@@ -462,6 +474,25 @@ func dataFileOf(name string) string {
 		return ""
 	}
 	return data
+}
+
+// keyOptions are the block options with which an encrypted image opens, before
+// its name; "" for one that is not encrypted.
+func keyOptions(t *testing.T, name string) string {
+	t.Helper()
+	b := make([]byte, 36)
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	switch n, _ := f.ReadAt(b, 0); {
+	case n == len(b) && string(b[:4]) == "LUKS":
+		return "driver=luks,key-secret=s,file.filename="
+	case n == len(b) && string(b[:3]) == "QFI" && (b[35] == 1 || b[35] == 2):
+		return "driver=qcow2,encrypt.key-secret=s,file.filename="
+	}
+	return ""
 }
 
 func sameBytes(t *testing.T, x, y string) bool {
