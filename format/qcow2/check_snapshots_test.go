@@ -133,7 +133,7 @@ func TestCheckTooManySnapshots(t *testing.T) {
 func TestCheckRandomSnapshotDamage(t *testing.T) {
 	r := rand.New(rand.NewPCG(newSeed(t), 7))
 	var bases []snapshotAnatomy
-	for _, options := range []string{"cluster_size=4096", "cluster_size=512,refcount_bits=32", "cluster_size=1024,compat=0.10", "cluster_size=16k,extended_l2=on"} {
+	for _, options := range []string{"cluster_size=4096", "cluster_size=512,refcount_bits=32", "cluster_size=1024,compat=0.10", "cluster_size=16k"} {
 		bases = append(bases, dissectSnapshots(t, snapshotImage(t, options)))
 	}
 	for round := range randomRounds(t) {
