@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"testing"
 
@@ -127,5 +128,28 @@ func BenchmarkCreate(b *testing.B) {
 	path := filepath.Join(dir, "disk.qcow2")
 	for b.Loop() {
 		createFile(b, path, 1<<30, nil, "", "")
+	}
+}
+
+// BenchmarkLookup finds what the disk is: long runs, and 4 KiB at a time.
+func BenchmarkLookup(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "disk.qcow2")
+	createFile(b, path, benchSize, nil, "", "")
+	img := openBench(b, path)
+	defer func() { _ = img.Close() }()
+	if _, err := img.WriteAt(make([]byte, benchSize), 0); err != nil {
+		b.Fatal(err)
+	}
+	for _, n := range []int64{4096, 32 << 20} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			i := int64(0)
+			for b.Loop() {
+				i = (i*1103515245 + 12345) & (benchSize/4096 - 1)
+				off := min(i*4096, benchSize-n)
+				if _, err := img.lookup(off, n); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

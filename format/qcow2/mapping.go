@@ -89,54 +89,79 @@ func (img *Image) classify(off, n int64, cached func(hostOffset) *l2Slice) (r ru
 // offset pos, to r as long as they continue it. It reports whether all did; the
 // error is only for a run that would be empty.
 func (img *Image) extend(r *run, table *l2Table, index int, pos, n int64) (bool, error) {
-	g := img.g
-	for i, e := range table.entries[index:] {
-		if r.length >= n {
-			return true, nil
-		}
-		kind := e.kind(g)
-		in := g.inCluster(pos)
-		whole := g.clusterSize() - in
-		step := whole
-		err := e.check(g, img.version)
-		if err == nil && g.external {
-			err = e.checkExternal(g, pos)
-		}
-		if err != nil {
-			if r.length > 0 {
-				return false, nil
-			}
+	if r.length == 0 {
+		if err := img.clusterRun(r, table.at(index), pos); err != nil {
 			return false, img.badEntry(err, pos)
 		}
-		if table.bitmaps != nil {
-			m := table.at(index + i)
-			if !m.valid(g) {
-				if r.length > 0 {
-					return false, nil
-				}
-				return false, corruptf("guest offset %#x: L2 entry %#016x: Invalid subcluster bitmap %#016x", pos, uint64(e), uint64(m.sub))
-			}
-			first := g.subcluster(pos)
-			k, same := m.stretch(g, first)
-			kind, step = k, int64(first+same)<<g.subclusterBits()-in
+		if r.length >= n {
+			r.length = n
+			return true, nil
 		}
-		host := hostOffset(0)
-		if kind.hasHost() {
-			host = e.host() + hostOffset(in)
-		}
-		if r.length == 0 {
-			*r = run{kind: kind, host: host, copied: e.copied(), entry: e}
-		} else if kind != r.kind || kind == clusterCompressed || e.copied() != r.copied || kind.hasHost() && host != r.host+hostOffset(r.length) {
-			return false, nil
-		}
-		step = min(step, n-r.length)
-		r.length += step
-		pos += step
-		if step < whole {
-			return r.length >= n, nil // another subcluster is different
+		pos += r.length
+		index++
+		if img.g.inCluster(pos) != 0 {
+			return false, nil // another subcluster is different
 		}
 	}
-	return true, nil
+	return img.extendWhole(r, table, index, pos, n), nil
+}
+
+// extendWhole is extend for a run that has a beginning; pos begins a cluster.
+func (img *Image) extendWhole(r *run, table *l2Table, index int, pos, n int64) bool {
+	cs := img.g.clusterSize()
+	var next mapping // what continues r without another look
+	known := false
+	for ; index < len(table.entries) && r.length < n; index++ {
+		m := table.at(index)
+		if !known || m != next {
+			var one run
+			if img.clusterRun(&one, m, pos) != nil || !r.continues(&one) {
+				return false
+			}
+			if one.length < cs { // unless that is all that is asked for
+				r.length += min(one.length, n-r.length)
+				return r.length >= n
+			}
+		}
+		next, known = m.successor(&img.g)
+		r.length += min(cs, n-r.length)
+		pos += cs
+	}
+	return true
+}
+
+// clusterRun finds what a mapping says of the cluster that holds guest offset
+// pos, from there on.
+func (img *Image) clusterRun(r *run, m mapping, pos int64) error {
+	g := &img.g
+	if err := m.entry.check(*g, img.version); err != nil {
+		return err
+	}
+	if g.external {
+		if err := m.entry.checkExternal(*g, pos); err != nil {
+			return err
+		}
+	}
+	in := g.inCluster(pos)
+	r.kind, r.length, r.copied, r.entry = m.entry.kind(*g), g.clusterSize()-in, m.entry.copied(), m.entry
+	if g.extendedL2 {
+		if !m.valid(*g) {
+			return &damageError{"Invalid cluster entry found "}
+		}
+		first := g.subcluster(pos)
+		kind, same := m.stretch(*g, first)
+		r.kind, r.length = kind, int64(first+same)<<g.subclusterBits()-in
+	}
+	if r.kind.hasHost() {
+		r.host = m.entry.host() + hostOffset(in)
+	}
+	return nil
+}
+
+// continues reports whether what lies behind r is a part of it.
+func (r *run) continues(o *run) bool {
+	return o.kind == r.kind && o.kind != clusterCompressed && o.copied == r.copied &&
+		(!o.kind.hasHost() || o.host == r.host+hostOffset(r.length))
 }
 
 // mappingAt returns the L2 entry of the cluster that holds off.

@@ -157,7 +157,7 @@ func (img *Image) lazyRefcounts(h header) bool {
 // content or zeros; where zeros in the file are not zeros for the guest,
 // nothing is done.
 func (img *Image) punch(r run) {
-	if img.g.external || img.rt.keepSpace[discardRequest] || !r.copied || !r.kind.hasHost() {
+	if img.g.external || img.hdr.cryptMethod != 0 || img.rt.keepSpace[discardRequest] || !r.copied || !r.kind.hasHost() {
 		return
 	}
 	n := min(r.length, img.file.Size()-int64(r.host))

@@ -113,6 +113,19 @@ func (m mapping) stretch(g geometry, index uint) (kind clusterKind, n uint) {
 	return kind, min(uint(bits.TrailingZeros32(other)), subclustersPerCluster-index)
 }
 
+// successor returns the mapping of the next cluster that continues this one's
+// run as a whole, and is as good; ok is false where that takes another look.
+func (m mapping) successor(g *geometry) (next mapping, ok bool) {
+	if m.entry&l2Compressed != 0 || m.sub != 0 && m.sub != allData && m.sub != allZero {
+		return m, false
+	}
+	if k := m.entry.kind(*g); k == clusterUnallocated || k == clusterZeroPlain {
+		return m, true
+	}
+	m.entry += l2Entry(g.clusterSize())
+	return m, m.entry&l2ReservedMask == 0
+}
+
 // stored returns the range of subclusters, from first up to last, around all
 // whose bytes lie in what the entry refers to; it is empty, from the number of
 // subclusters up to 0, if there are none.
