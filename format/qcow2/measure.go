@@ -2,7 +2,10 @@ package qcow2
 
 import (
 	"context"
+	"maps"
 	"math/bits"
+	"slices"
+	"strings"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
@@ -80,6 +83,10 @@ func (Driver) Measure(ctx context.Context, opts format.MeasureOptions) (m format
 	if err != nil {
 		return m, err
 	}
+	header, err := p.luksHeader(opts)
+	if err != nil {
+		return m, err
+	}
 	size := roundUp(uint64(opts.Size), p.clusterSize)
 	if divUp(size/p.clusterSize, p.clusterSize/p.entrySize)*8 > maxL1Bytes {
 		return m, unsupportedf("The image size is too large (try using a larger cluster size)")
@@ -105,9 +112,29 @@ func (Driver) Measure(ctx context.Context, opts format.MeasureOptions) (m format
 	if p.allocated {
 		required = size
 	}
-	m.FullyAllocated = p.imageBytes(size)
+	m.FullyAllocated = header + p.imageBytes(size)
 	m.Required = m.FullyAllocated - size + required
 	return m, nil
+}
+
+// luksHeader returns what the LUKS header with its key slots takes, in whole
+// clusters, 0 where the image has none.
+func (p measurePlan) luksHeader(opts format.MeasureOptions) (uint64, error) {
+	if opts.Values["encrypt.format"] != "luks" {
+		return 0, nil
+	}
+	var crypt cryptPlan
+	for _, k := range slices.Sorted(maps.Keys(opts.Values)) {
+		if strings.HasPrefix(k, cryptPrefix) {
+			if err := crypt.set(k, opts.Values[k]); err != nil {
+				return 0, err
+			}
+		}
+	}
+	if err := crypt.check(opts.Secrets); err != nil {
+		return 0, err
+	}
+	return roundUp(uint64(crypt.bytes), p.clusterSize), nil
 }
 
 // contentBytes returns how much of a disk is stored, in whole clusters of the
