@@ -1,14 +1,16 @@
 package diskcrypt
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/lamina-vm/lamina/block"
 )
 
 // ErrPassphrase: the passphrase opens no key slot.
-var ErrPassphrase = errors.New("Invalid password, cannot unlock any keyslot")
+var ErrPassphrase = stockf("Invalid password, cannot unlock any keyslot")
+
+// stockf returns an error in stock's words, which begin as sentences do.
+func stockf(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 // textError has stock's words as its text and matches a sentinel.
 type textError struct {

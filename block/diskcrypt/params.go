@@ -12,9 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/crypto/cast5"
-	"golang.org/x/crypto/ripemd160"
-	"golang.org/x/crypto/twofish"
+	"golang.org/x/crypto/cast5"     //lint:ignore SA1019 volumes that exist have it
+	"golang.org/x/crypto/ripemd160" //lint:ignore SA1019 volumes that exist have it
+	"golang.org/x/crypto/twofish"   //lint:ignore SA1019 volumes that exist have it
 )
 
 // Params names the algorithms of an encryption, as QEMU does. The zero value

@@ -2,7 +2,6 @@ package diskcrypt
 
 import (
 	"bytes"
-	"fmt"
 	"unicode/utf8"
 )
 
@@ -11,7 +10,7 @@ import (
 // no secrets. The bytes are the caller's to wipe.
 func Passphrase(lookup func(id string) ([]byte, error), id string) ([]byte, error) {
 	if lookup == nil {
-		return nil, fmt.Errorf("No secret with id '%s'", id)
+		return nil, stockf("No secret with id '%s'", id)
 	}
 	b, err := lookup(id)
 	if err != nil {
@@ -19,7 +18,7 @@ func Passphrase(lookup func(id string) ([]byte, error), id string) ([]byte, erro
 	}
 	if !utf8.Valid(b) || bytes.IndexByte(b, 0) >= 0 {
 		clear(b)
-		return nil, fmt.Errorf("Data from secret %s is not valid UTF-8", id)
+		return nil, stockf("Data from secret %s is not valid UTF-8", id)
 	}
 	return b, nil
 }

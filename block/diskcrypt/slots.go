@@ -93,14 +93,14 @@ func (v *Volume) addSlot(ctx context.Context, store HeaderStore, c SlotChange) e
 	}
 	if v.h.slots[i].active == slotEnabled {
 		if err := v.deactivate(store, []int{i}); err != nil {
-			return fmt.Errorf("Failed to write to keyslot %d: %w", i, err)
+			return stockf("Failed to write to keyslot %d: %w", i, err)
 		}
 	}
 	if err := writeAndFlush(store, material, int64(next.slots[i].offset)*SectorSize); err != nil {
-		return fmt.Errorf("Failed to write to keyslot %d: %w", i, err)
+		return stockf("Failed to write to keyslot %d: %w", i, err)
 	}
 	if err := v.writeHeader(store, &next); err != nil {
-		return fmt.Errorf("Failed to write to keyslot %d: %w", i, err)
+		return stockf("Failed to write to keyslot %d: %w", i, err)
 	}
 	return nil
 }
@@ -134,11 +134,11 @@ func (v *Volume) eraseSlots(ctx context.Context, store HeaderStore, c SlotChange
 		return err
 	}
 	if err := v.deactivate(store, slots); err != nil {
-		return fmt.Errorf("Failed to erase keyslot %d: %w", slots[0], err)
+		return stockf("Failed to erase keyslot %d: %w", slots[0], err)
 	}
 	for _, i := range slots {
 		if err := v.wipeMaterial(store, i); err != nil {
-			return fmt.Errorf("Failed to erase keyslot %d: %w", i, err)
+			return stockf("Failed to erase keyslot %d: %w", i, err)
 		}
 	}
 	return nil

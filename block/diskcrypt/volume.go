@@ -183,7 +183,7 @@ func ReadVolume(r io.ReaderAt) (*Volume, error) {
 	b := make([]byte, HeaderBytes)
 	n, err := r.ReadAt(b, 0)
 	if err != nil && err != io.EOF {
-		return nil, fmt.Errorf("Could not read encryption header: %w", err)
+		return nil, stockf("Could not read encryption header: %w", err)
 	}
 	h, err := decodeHeader(b[:n])
 	if err != nil {
@@ -260,7 +260,7 @@ func (h *header) openSlot(ctx context.Context, r io.ReaderAt, i int, passphrase 
 	material := wholeSectors(make([]byte, n))
 	defer clear(material)
 	if _, err := r.ReadAt(material, int64(s.offset)*SectorSize); err != nil && err != io.EOF {
-		return nil, fmt.Errorf("Could not read encryption header: %w", err)
+		return nil, stockf("Could not read encryption header: %w", err)
 	}
 	c, err := newCipher(h.params, slotKey)
 	if err != nil {

@@ -88,7 +88,7 @@ func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
 	case opts.BackingFile != "":
 		return &optionError{"Backing file not supported for file format 'luks'"}
 	case size < 0 || size > maxDisk:
-		return fmt.Errorf("The requested file size is too large%w", noText{syscall.EFBIG})
+		return stockf("The requested file size is too large%w", noText{syscall.EFBIG})
 	}
 	passphrase, err := encryption.Passphrase(opts.Secrets, "", c.KeySecret)
 	clear(passphrase)
@@ -140,7 +140,7 @@ func (Driver) Create(ctx context.Context, file block.Node, size int64, opts form
 	// The header last: what lacks it is no LUKS volume.
 	for _, off := range slices.Backward(slices.Sorted(maps.Keys(parts))) {
 		if _, err := w.WriteAt(parts[off], off); err != nil {
-			return fmt.Errorf("Could not write encryption header: %w", err)
+			return stockf("Could not write encryption header: %w", err)
 		}
 	}
 	return nil

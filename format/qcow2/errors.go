@@ -18,6 +18,9 @@ type stockError struct {
 func (e *stockError) Error() string { return e.text }
 func (e *stockError) Unwrap() error { return e.sentinel }
 
+// stockf returns an error in stock's words, which begin as sentences do.
+func stockf(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
 // corruptf returns an error with stock's wording that matches block.ErrCorrupt.
 func corruptf(format string, args ...any) error {
 	return &stockError{fmt.Sprintf(format, args...), block.ErrCorrupt}

@@ -2,6 +2,7 @@ package qemuimg
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -121,3 +122,6 @@ func reasonText(err error) string {
 	}
 	return err.Error()
 }
+
+// stockf returns an error in the stock tool's words, which begin as sentences do.
+func stockf(format string, args ...any) error { return fmt.Errorf(format, args...) }

@@ -63,16 +63,16 @@ func (t *tool) object(arg string) bool {
 func (t *tool) addObject(props map[string]string) error {
 	kind, ok := props["qom-type"]
 	if !ok {
-		return errors.New("Parameter 'qom-type' is missing")
+		return stockf("Parameter 'qom-type' is missing")
 	}
 	known, ok := objectProperties(kind)
 	if !ok && !slices.Contains(otherObjects, kind) {
-		return fmt.Errorf("Parameter 'qom-type' does not accept value '%s'", kind)
+		return stockf("Parameter 'qom-type' does not accept value '%s'", kind)
 	}
 	id, hasID := props["id"]
 	switch {
 	case !hasID:
-		return errors.New("Parameter 'id' is missing")
+		return stockf("Parameter 'id' is missing")
 	case !ok:
 		return fmt.Errorf("invalid object type: %s", kind)
 	}
@@ -83,10 +83,10 @@ func (t *tool) addObject(props map[string]string) error {
 		return errors.New(bad)
 	}
 	if !isIdentifier(id) {
-		return errors.New("Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', '_', starting with a letter.")
+		return stockf("Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', '_', starting with a letter.")
 	}
 	if _, ok := props["loaded"]; ok {
-		return errors.New("Property 'secret.loaded' is not writable")
+		return stockf("Property 'secret.loaded' is not writable")
 	}
 	return t.secrets.add(id, kind, props)
 }
@@ -113,10 +113,10 @@ func unexpected(props map[string]string, known []string) string {
 
 func checkEnum(props map[string]string, onOff, format string) error {
 	if v, ok := props[onOff]; ok && !slices.Contains([]string{"on", "off", "yes", "no", "true", "false", "y", "n"}, v) {
-		return fmt.Errorf("Parameter '%s' expects 'on' or 'off'", onOff)
+		return stockf("Parameter '%s' expects 'on' or 'off'", onOff)
 	}
 	if v, ok := props[format]; ok && v != "raw" && v != "base64" {
-		return fmt.Errorf("Parameter '%s' does not accept value '%s'", format, v)
+		return stockf("Parameter '%s' does not accept value '%s'", format, v)
 	}
 	return nil
 }
@@ -154,10 +154,10 @@ func parseObject(arg string) (map[string]string, error) {
 			key = arg[:end]
 		}
 		if key == "" || key[0] >= '0' && key[0] <= '9' {
-			return nil, fmt.Errorf("Invalid parameter '%s'", key)
+			return nil, stockf("Invalid parameter '%s'", key)
 		}
 		if end < 0 || arg[end] == ',' {
-			return nil, fmt.Errorf("Expected '=' after parameter '%s'", key)
+			return nil, stockf("Expected '=' after parameter '%s'", key)
 		}
 		var value string
 		value, arg = cutValue(arg[end+1:])
@@ -191,16 +191,16 @@ func parseObjectJSON(arg string) (map[string]string, error) {
 	var tree map[string]any
 	err := dec.Decode(&tree)
 	if err == nil && dec.More() {
-		return nil, errors.New("JSON parse error, expecting value")
+		return nil, stockf("JSON parse error, expecting value")
 	}
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, errors.New("JSON parse error, premature EOI")
+		return nil, stockf("JSON parse error, premature EOI")
 	case err != nil:
 		if word := badKeyword(arg, err); word != "" {
-			return nil, fmt.Errorf("JSON parse error, invalid keyword '%s'", word)
+			return nil, stockf("JSON parse error, invalid keyword '%s'", word)
 		}
-		return nil, errors.New("JSON parse error, invalid syntax")
+		return nil, stockf("JSON parse error, invalid syntax")
 	}
 	props := map[string]string{}
 	keys := make([]string, 0, len(tree))
@@ -214,12 +214,12 @@ func parseObjectJSON(arg string) (map[string]string, error) {
 			props[k] = v
 		case bool:
 			if k != "loaded" {
-				return nil, fmt.Errorf("Invalid parameter type for '%s', expected: string", k)
+				return nil, stockf("Invalid parameter type for '%s', expected: string", k)
 			}
 			props[k] = map[bool]string{true: "on", false: "off"}[v]
 		case json.Number:
 			if slices.Contains([]string{"id", "qom-type", "data", "file", "format", "iv", "keyid"}, k) {
-				return nil, fmt.Errorf("Invalid parameter type for '%s', expected: string", k)
+				return nil, stockf("Invalid parameter type for '%s', expected: string", k)
 			}
 			props[k] = v.String()
 		default:

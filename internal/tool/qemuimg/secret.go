@@ -29,9 +29,9 @@ var _ format.Secrets = (*secretStore)(nil)
 func (s *secretStore) Secret(id string) ([]byte, error) {
 	switch e := s.byID[id]; {
 	case e == nil:
-		return nil, fmt.Errorf("No secret with id '%s'", id)
+		return nil, stockf("No secret with id '%s'", id)
 	case !e.isSecret:
-		return nil, fmt.Errorf("Object with id '%s' is not a secret", id)
+		return nil, stockf("Object with id '%s' is not a secret", id)
 	default:
 		return append(make([]byte, 0, len(e.data)), e.data...), nil
 	}
@@ -77,19 +77,19 @@ func (s *secretStore) load(props map[string]string) ([]byte, error) {
 	case hasFile:
 		st, err := os.Stat(file)
 		if err == nil && st.Mode().IsRegular() && st.Size() > maxSecretFile {
-			return nil, fmt.Errorf("Unable to read %s: it has %d bytes, more than any key", file, st.Size())
+			return nil, stockf("Unable to read %s: it has %d bytes, more than any key", file, st.Size())
 		}
 		if data, err = os.ReadFile(file); err != nil {
 			how := "Failed to open file “" + file + "”"
 			if err := errors.Unwrap(err); st != nil && st.IsDir() && err != nil {
 				how = "Failed to read from file “" + file + "”"
 			}
-			return nil, fmt.Errorf("Unable to read %s: %s: %s", file, how, errnoText(err))
+			return nil, stockf("Unable to read %s: %s: %s", file, how, errnoText(err))
 		}
 	case hasData:
 		data = []byte(text)
 	default:
-		return nil, errors.New("Either 'file' or 'data' must be provided")
+		return nil, stockf("Either 'file' or 'data' must be provided")
 	}
 	if keyid, ok := props["keyid"]; ok {
 		return s.decrypt(data, keyid, props)
@@ -108,18 +108,18 @@ func (s *secretStore) decrypt(data []byte, keyid string, props map[string]string
 	}
 	defer clear(key)
 	if len(key) != 32 {
-		return nil, errors.New("Key should be 32 bytes in length")
+		return nil, stockf("Key should be 32 bytes in length")
 	}
 	text, ok := props["iv"]
 	if !ok {
-		return nil, errors.New("IV is required to decrypt secret")
+		return nil, stockf("IV is required to decrypt secret")
 	}
 	iv, err := decodeBase64([]byte(text))
 	if err != nil {
 		return nil, err
 	}
 	if len(iv) != aes.BlockSize {
-		return nil, fmt.Errorf("IV should be 16 bytes in length not %d", len(iv))
+		return nil, stockf("IV should be 16 bytes in length not %d", len(iv))
 	}
 	if props["format"] == "base64" {
 		if data, err = decodeBase64(data); err != nil {
@@ -127,7 +127,7 @@ func (s *secretStore) decrypt(data []byte, keyid string, props map[string]string
 		}
 	}
 	if len(data)%aes.BlockSize != 0 {
-		return nil, fmt.Errorf("Length %d must be a multiple of block size 16", len(data))
+		return nil, stockf("Length %d must be a multiple of block size 16", len(data))
 	}
 	if len(data) == 0 {
 		return nil, nil
@@ -141,7 +141,7 @@ func (s *secretStore) decrypt(data []byte, keyid string, props map[string]string
 	pad := int(plain[len(plain)-1])
 	if pad > aes.BlockSize || pad > len(plain) {
 		clear(plain)
-		return nil, fmt.Errorf("Incorrect number of padding bytes (%d) found on decrypted data", pad)
+		return nil, stockf("Incorrect number of padding bytes (%d) found on decrypted data", pad)
 	}
 	return plain[:len(plain)-pad], nil
 }
@@ -157,9 +157,9 @@ func decodeBase64(b []byte) ([]byte, error) {
 		v, ok := base64Value(c)
 		switch {
 		case c == 0:
-			return nil, errors.New("Base64 data contains embedded NUL characters")
+			return nil, stockf("Base64 data contains embedded NUL characters")
 		case !ok:
-			return nil, errors.New("Base64 data contains invalid characters")
+			return nil, stockf("Base64 data contains invalid characters")
 		case c == '\n':
 			continue
 		}

@@ -9,11 +9,8 @@ import (
 	"github.com/lamina-vm/lamina/format"
 )
 
-// Errors of parseSize.
-var (
-	errNotSize    = format.ErrNotSize
-	errSizeTooBig = format.ErrSizeTooBig
-)
+// errSizeTooBig of parseSize.
+var errSizeTooBig = format.ErrSizeTooBig
 
 // parseSize reads a number of bytes as QEMU does.
 func parseSize(s string) (uint64, error) { return format.ParseSize(s) }
