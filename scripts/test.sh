@@ -27,14 +27,14 @@ race() {
 # test/boot bounds how many of its guests run.
 boot() { step boot; run -timeout 25m -p 2 -parallel 6 $(boot_packages); }
 
+# Two targets at a time, a core for each.
 fuzz() {
   step fuzz
+  export -f fuzz_one
   for pkg in $(go list ./...); do
     dir=${pkg#github.com/lamina-vm/lamina/}
-    for target in $(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$dir"/*_test.go 2>/dev/null | sed 's/func //'); do
-      fuzz_one "$target" "./$dir"
-    done
-  done
+    grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$dir"/*_test.go 2>/dev/null | sed "s|func \(.*\)|\1 ./$dir|" || true
+  done | xargs -P 2 -L 1 bash -c 'fuzz_one "$0" "$1"'
 }
 
 # Before Go 1.27 the end of -fuzztime races with the workers: a target without
@@ -42,16 +42,19 @@ fuzz() {
 # else (go.dev/issue/75804). Just that is no failure: an input that fails is
 # reported with itself, and one that hangs as a hung process.
 fuzz_one() {
-  local out=
+  local out status=0
   out=$(mktemp)
-  if ! go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-20s}" -fuzzminimizetime 1x -parallel 2 "$2" 2>&1 | tee "$out"; then
-    if [ "$(sed -n '/^--- FAIL/,/^FAIL/p' "$out" | sed '1d;$d')" != '    context deadline exceeded' ]; then
-      rm -f "$out"
-      return 1
-    fi
+  go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-20s}" -fuzzminimizetime 1x -parallel 1 "$2" >"$out" 2>&1 || status=1
+  if [ $status -eq 0 ]; then
+    echo "$1: $(grep -o 'execs: [0-9]*' "$out" | tail -1), $(tail -1 "$out")"
+  elif [ "$(sed -n '/^--- FAIL/,/^FAIL/p' "$out" | sed '1d;$d')" = '    context deadline exceeded' ]; then
     echo "$1: its time ended in the race of go.dev/issue/75804; no input failed"
+    status=0
+  else
+    cat "$out"
   fi
   rm -f "$out"
+  return $status
 }
 
 if [ $# -gt 0 ]; then
