@@ -321,8 +321,8 @@ func (img *Image) releaseEntry(e l2Entry) error {
 	return nil
 }
 
-// abandon gives back clusters that nothing in the file refers to yet. An error
-// only leaks them.
+// abandon gives back clusters for guest data that nothing in the file refers to
+// yet; those of an external data file are not counted. An error only leaks them.
 func (img *Image) abandon(first, n int64) {
 	if img.g.external {
 		return

@@ -22,9 +22,11 @@ func (img *Image) allocMeta(n int64) (hostOffset, error) {
 	return hostOffset(first << img.g.clusterBits), err
 }
 
-// abandonMeta gives back what allocMeta took.
+// abandonMeta gives back what allocMeta took. An error only leaks it.
 func (img *Image) abandonMeta(off hostOffset, n int64) {
-	img.abandon(img.g.cluster(int64(off)), ceilDiv(n, img.g.clusterSize()))
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	_ = img.addRefs(img.g.cluster(int64(off)), ceilDiv(n, img.g.clusterSize()), -1)
 }
 
 // storeBitmaps writes the bitmaps as they are and says that they are not in use

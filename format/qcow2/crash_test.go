@@ -135,7 +135,7 @@ func (run *crashRun) check(n int, disk *memory.Disk) error {
 // requireSound fails unless a check finds no error. Leaks are allowed; of an
 // image that was not closed with lazy refcounts only the repair is.
 func requireSound(disk *memory.Disk, opener format.Opener) error {
-	n, err := Driver{}.Open(context.Background(), disk.ReadOnly(), format.OpenOptions{ForCheck: true, Opener: opener})
+	n, err := Driver{}.Open(context.Background(), disk.ReadOnly(), format.OpenOptions{ForCheck: true, Opener: opener, Secrets: testKeys, Values: testKeyValues(disk)})
 	if err != nil {
 		return err
 	}

@@ -114,14 +114,28 @@ func TestConformanceEncrypted(t *testing.T) {
 	}
 }
 
+// stockCryptArgs name an encrypted image to a stock tool.
+func stockCryptArgs(file string) []string {
+	return []string{"--object", "secret,id=s,data=" + testKeys["s"], "--image-opts", "driver=qcow2,encrypt.key-secret=s,file.filename=" + file}
+}
+
+// testKeyValues are the options that images of the tests are opened with.
+func testKeyValues(disk *memory.Disk) map[string]string {
+	var head [36]byte
+	if _, err := disk.ReadAt(head[:], 0); err != nil || head[35] == cryptNone {
+		return nil
+	}
+	return map[string]string{"encrypt.key-secret": "s"}
+}
+
 // stockCrypt runs a stock tool on an encrypted image.
-func stockCrypt(t *testing.T, tool, file string, args ...string) string {
+func stockCrypt(t testing.TB, tool, file string, args ...string) string {
 	t.Helper()
 	a := []string{}
 	if tool == "qemu-img" {
 		a = append(a, args...)
 	}
-	a = append(a, "--object", "secret,id=s,data="+testKeys["s"], "--image-opts", "driver=qcow2,encrypt.key-secret=s,file.filename="+file)
+	a = append(a, stockCryptArgs(file)...)
 	if tool == "qemu-io" {
 		a = append(a, args...)
 	}
@@ -170,7 +184,7 @@ func TestEncryptedStock(t *testing.T) {
 				t.Fatal(err)
 			}
 			stockCrypt(t, "qemu-img", file, "check")
-			qemutest.Img(t, "convert", "-O", "raw", "--object", "secret,id=s,data="+testKeys["s"], "--image-opts", "driver=qcow2,encrypt.key-secret=s,file.filename="+file, raw)
+			qemutest.Img(t, append([]string{"convert", "-O", "raw"}, append(stockCryptArgs(file), raw)...)...)
 			got, err := os.ReadFile(raw)
 			if err != nil || !bytes.Equal(got, want) {
 				t.Fatalf("stock reads something else (%v)", err)

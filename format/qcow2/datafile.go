@@ -173,9 +173,11 @@ func (img *Image) clearExternal(off, n int64, unmap bool) error {
 //
 // It comes before the L2 entries change, not after a barrier as for clusters of
 // the image: what is in the place may be used again at once, and a crash
-// between the two leaves the old content or zeros.
+// between the two leaves the old content or zeros. Of an encrypted image it
+// would leave neither, for zeros there do not decrypt to zeros, and a raw file
+// has nothing that could be read: there the entries alone say it.
 func (img *Image) zeroExternal(off int64, r run, unmap bool) error {
-	if !img.g.external {
+	if !img.g.external || img.crypt != nil {
 		return nil
 	}
 	if img.rawData() {

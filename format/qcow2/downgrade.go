@@ -17,6 +17,10 @@ func (img *Image) downgrade(ctx context.Context, p *amendProgress) error {
 	if err := img.amendLazy(false); err != nil {
 		return err
 	}
+	// What was let go of must not count as a user of a table any more.
+	if err := img.writeback(true); err != nil {
+		return err
+	}
 	tables, err := img.allTables()
 	if err != nil {
 		return err

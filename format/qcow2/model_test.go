@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -50,6 +51,9 @@ func (c geometryCase) runtime() map[string]string {
 	}
 	if strings.Contains(c.name, "opened-lazy") {
 		values["lazy-refcounts"] = "on"
+	}
+	if c.values["encrypt.key-secret"] != "" {
+		values["encrypt.key-secret"] = c.values["encrypt.key-secret"]
 	}
 	return values
 }
@@ -106,7 +110,7 @@ type model struct {
 
 func newModel(t testing.TB, c geometryCase, seed uint64) *model {
 	m := &model{t: t, r: rand.New(rand.NewPCG(seed, uint64(len(c.name)))), c: c, file: memory.NewFile(), dir: t.TempDir()}
-	opts := format.CreateOptions{Values: c.values, Filename: "model"}
+	opts := format.CreateOptions{Values: c.values, Filename: "model", Secrets: testKeys}
 	m.want = make([]byte, c.size)
 	if c.backing > 0 {
 		m.back = make([]byte, c.backing)
@@ -142,7 +146,7 @@ func fillRandom(r *rand.Rand, p []byte) {
 
 func (m *model) open() {
 	m.t.Helper()
-	opts := format.OpenOptions{Writable: true, Filename: "model", Values: m.c.runtime()}
+	opts := format.OpenOptions{Writable: true, Filename: "model", Values: m.c.runtime(), Secrets: testKeys}
 	if m.c.backing > 0 {
 		opts.Opener = modelOpener{m.back}
 	}
@@ -290,6 +294,12 @@ func (m *model) compressed(off int64) error {
 		}
 	}
 	err = m.img.WriteCompressed(p, off)
+	if m.img.crypt != nil {
+		if !errors.Is(err, block.ErrUnsupported) {
+			return fmt.Errorf("compressed write to an encrypted image: %v", err)
+		}
+		return nil
+	}
 	if m.ext != nil {
 		if !errors.Is(err, syscall.ENOTSUP) {
 			return fmt.Errorf("compressed write to a data file: %v", err)
@@ -393,7 +403,7 @@ func (m *model) stock() qemutest.Check {
 		m.reopen()
 	}
 	path, raw := filepath.Join(m.dir, "disk.qcow2"), filepath.Join(m.dir, "want.raw")
-	for name, b := range map[string][]byte{path: m.file.Bytes(), raw: m.want, filepath.Join(m.dir, "base.raw"): m.back} {
+	for name, b := range map[string][]byte{path: m.file.Bytes(), raw: m.want, filepath.Join(m.dir, cmp.Or(m.img.backingFile, "base.raw")): m.back} {
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			m.t.Fatal(err)
 		}
@@ -401,11 +411,19 @@ func (m *model) stock() qemutest.Check {
 	if m.ext != nil {
 		m.writeExternal(path, raw)
 	}
-	c := qemutest.CheckImage(m.t, "qcow2", path)
-	if c.Corruptions != 0 || c.CheckErrors != 0 {
-		m.t.Fatalf("stock check: %+v\n%s", c, qemutest.Run(m.t, "qemu-img", "check", path).Stdout)
+	var c qemutest.Check
+	if m.img.crypt != nil {
+		stockCrypt(m.t, "qemu-img", path, "check")
+		copied := filepath.Join(m.dir, "copied.raw")
+		qemutest.Img(m.t, append([]string{"convert", "-O", "raw"}, append(stockCryptArgs(path), copied)...)...)
+		qemutest.RequireSame(m.t, "raw", copied, "raw", raw)
+	} else {
+		c = qemutest.CheckImage(m.t, "qcow2", path)
+		if c.Corruptions != 0 || c.CheckErrors != 0 {
+			m.t.Fatalf("stock check: %+v\n%s", c, qemutest.Run(m.t, "qemu-img", "check", path).Stdout)
+		}
+		qemutest.RequireSame(m.t, "qcow2", path, "raw", raw)
 	}
-	qemutest.RequireSame(m.t, "qcow2", path, "raw", raw)
 	if m.keeps > 0 {
 		m.verifySnapshots(path)
 	}
