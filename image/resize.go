@@ -140,7 +140,7 @@ func newSize(old int64, opts ResizeOptions) (int64, error) {
 	switch opts.Change {
 	case SizeGrow:
 		if size > math.MaxInt64-old {
-			return 0, fmt.Errorf("grow %d bytes by %d: %w", old, size, block.ErrOutOfRange)
+			return 0, ErrSizeNotPositive // as a signed number the sum is negative
 		}
 		size += old
 	case SizeShrink:

@@ -159,6 +159,15 @@ func TestBitmapsFarTooMany(t *testing.T) {
 	if d := time.Since(start); d > 20*time.Second {
 		t.Errorf("took %v", d)
 	}
+	start = time.Now()
+	items, err := img.Usage(t.Context())
+	i := slices.IndexFunc(items, func(u format.UsageItem) bool { return u.Key == "bitmaps" })
+	if err != nil || i < 0 || items[i].Count != maxBitmaps {
+		t.Errorf("usage: %+v, %v", items, err)
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("usage took %v", d)
+	}
 }
 
 // TestBitmapTables holds the bound of what bits take in memory, over a disk of

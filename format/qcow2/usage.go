@@ -37,6 +37,8 @@ type usage struct {
 	size  int64 // of the file
 	seen  clusterSet
 	kinds []*usageKind
+	// walked is the bytes at each offset where a table began.
+	walked map[hostOffset]int64
 }
 
 // usageKind is the clusters of one kind of structure.
@@ -162,15 +164,46 @@ func (u *usage) snapshots() error {
 		return nil
 	}
 	u.add("snapshot table", "snapshot-table", hostOffset(img.hdr.snapshotsOffset), img.snapshotBytes)
+	tables := u.kind("L1 tables of snapshots", "snapshot-l1-tables")
 	for _, s := range img.snapshots {
-		b := make([]byte, int64(s.l1Size)*8)
-		if err := readPadded(img.file, b, int64(s.l1Offset)); err != nil {
+		tables.count++
+		err := u.table(tables, s.l1Offset, int64(s.l1Size)*8, func(at, n int64) error {
+			b := make([]byte, n)
+			if err := readPadded(img.file, b, int64(s.l1Offset)+at); err != nil {
+				return err
+			}
+			const data, key = "data that only snapshots have", "snapshot-data"
+			return u.l1(decodeL1(b), usageNames{"L2 tables of snapshots", "snapshot-l2-tables", data, key, data, key, data, key})
+		})
+		if err != nil {
 			return err
 		}
-		u.add("L1 tables of snapshots", "snapshot-l1-tables", s.l1Offset, int64(len(b)))
-		const data, key = "data that only snapshots have", "snapshot-data"
-		if err := u.l1(decodeL1(b), usageNames{"L2 tables of snapshots", "snapshot-l2-tables", data, key, data, key, data, key}); err != nil {
+	}
+	return nil
+}
+
+// table claims n bytes at off for k and calls walk for the runs [at, at+n) of
+// it, in bytes from off, of clusters that were new: a hostile image may name
+// one table, or one shifted by a cluster, for tens of thousands of snapshots
+// and bitmaps, and what was walked leads to nothing new.
+func (u *usage) table(k *usageKind, off hostOffset, n int64, walk func(at, n int64) error) error {
+	if n <= u.walked[off] {
+		return nil // the quick answer for the same table again
+	}
+	if u.walked == nil {
+		u.walked = make(map[hostOffset]int64)
+	}
+	u.walked[off] = n
+	size := u.g.clusterSize()
+	end := min(n, u.size-int64(off))
+	for at := int64(0); at < end; at += size {
+		if err := u.ctx.Err(); err != nil {
 			return err
+		}
+		if part := min(size, end-at); u.claim(k, off+hostOffset(at), part) {
+			if err := walk(at, part&^7); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -187,14 +220,21 @@ func (u *usage) bitmaps() error {
 	}
 	u.add("bitmap directory", "bitmap-directory", h.directoryOffset, int64(h.directorySize))
 	for _, b := range u.img.bitmaps.list {
-		u.add("bitmaps", "bitmaps", b.table.off, b.table.bytes())
+		k := u.kind("bitmaps", "bitmaps")
+		k.count++
 		r := u.img.bitmapTableOf(b)
-		for i := range b.table.entries {
-			e, err := r.entry(i)
-			if err != nil {
-				return err
+		err := u.table(k, b.table.off, b.table.bytes(), func(at, n int64) error {
+			for i := at / 8; i < (at+n)/8; i++ {
+				e, err := r.entry(i)
+				if err != nil {
+					return err
+				}
+				u.claim(k, e.host(), u.g.clusterSize())
 			}
-			u.claim(u.kind("bitmaps", "bitmaps"), e.host(), u.g.clusterSize())
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
@@ -110,12 +112,15 @@ func Main(prog string, args []string, stdin io.Reader, stdout, stderr io.Writer)
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(softMemory)
 	}
+	// As the stock tool: a reader that went away, as head does, neither ends
+	// the work nor makes it a failure.
+	signal.Ignore(syscall.SIGPIPE)
 	t := &tool{prog: prog, stdin: stdin, stdout: stdout, out: bufio.NewWriter(stdout), stderr: stderr}
 	t.ctx = image.WithDamage(image.WithWarnings(context.Background(), t.warn), t.damage)
 	defer t.secrets.wipe()
 	status := t.main(args)
 	t.flush()
-	if t.outErr != nil {
+	if t.outErr != nil && !errors.Is(t.outErr, syscall.EPIPE) {
 		t.errorf("write to standard output: %v", t.outErr)
 		return max(status, exitFailed)
 	}

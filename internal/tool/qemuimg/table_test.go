@@ -549,6 +549,7 @@ var firstTable = []diffGroup{
 		{lines: "resize --shrink c.qcow2 4M"},
 		{lines: "resize deep.qcow2 13M; check deep.qcow2"},
 		{lines: "resize small.qcow2 +100M; check small.qcow2"},
+		{lines: "resize a.qcow2 +9223372036854775807; resize -f raw a.raw +9223372036854775807"},
 		{lines: "resize a.qcow2 7E", why: "a size that no table can hold is named as such", has: "The image size is too large"},
 		{lines: "resize --preallocation=metadata -f raw a.raw +1M", why: "the mode is quoted", has: "Unsupported preallocation mode"},
 	}},

@@ -73,6 +73,31 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
+// TestClosedPipe: whoever read our output may go away, as head does: the work
+// is done to its end all the same, with the stock tool's status.
+func TestClosedPipe(t *testing.T) {
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "a.raw"), bytes.Repeat([]byte("lamina"), 100_000))
+	for _, line := range []string{"info -f raw a.raw", "map --output=json -f raw a.raw", "convert -p -f raw -O qcow2 a.raw x"} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = r.Close() // nobody reads
+		var errb bytes.Buffer
+		cmd := start(t, dir, nil, words(line)...)
+		cmd.Stdout, cmd.Stderr = w, &errb
+		err = cmd.Run()
+		_ = w.Close() // it was never read
+		if err != nil || errb.Len() > 0 {
+			t.Errorf("%s: %v, %q; want success, as of the stock tool", line, err, errb.String())
+		}
+	}
+	if got := runTool(t, false, dir, words("compare -f raw -F qcow2 a.raw x")); got.status != 0 {
+		t.Errorf("the copy differs: %+v", got)
+	}
+}
+
 // TestFullDisk: a conversion to a full file system fails with the system's
 // words, and leaves neither a target nor a changed source.
 func TestFullDisk(t *testing.T) {
