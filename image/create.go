@@ -258,6 +258,10 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 			made.undo()
 		}
 	}()
+	if f.IsDevice() && p.drv.Name() == rawName && p.Size > f.Size() {
+		// Before a byte of the device is touched.
+		return fmt.Errorf("resize %s: cannot grow a block device: %w", p.path, block.ErrUnsupported)
+	}
 	if err := p.empty(ctx, node, f); err != nil {
 		return err
 	}
@@ -345,10 +349,20 @@ func createFile(path string, growable bool) (*file.File, madeFile, error) {
 }
 
 // empty drops the content of file f, whose bytes are node's. A block device
-// keeps it. The old header must not be found before the new tables.
+// keeps it but for its first sector, so that the header of what was there is
+// not taken for the new image's. The old header must not be found before the
+// new tables.
 func (p *CreatePlan) empty(ctx context.Context, node block.Node, f *file.File) error {
-	if f.IsDevice() || f.Size() == 0 {
+	if f.Size() == 0 {
 		return nil
+	}
+	if f.IsDevice() {
+		w, ok := block.As[block.Writer](node)
+		if !ok {
+			return fmt.Errorf("make %s empty: %w", f.Name(), block.ErrUnsupported)
+		}
+		_, err := w.WriteAt(make([]byte, min(block.SectorSize, f.Size())), 0)
+		return err
 	}
 	r, ok := block.As[block.Resizer](node)
 	if !ok {
