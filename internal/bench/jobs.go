@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,13 +16,14 @@ const most = 1.2
 
 // bench is the folder with the inputs, and the two programs.
 type bench struct {
+	ctx                context.Context // of all that it runs
 	dir, lamina, stock string
 	jobs               []job
 }
 
 // stockRun runs the stock tool on the inputs.
 func (b *bench) stockRun(args ...string) error {
-	cmd := exec.Command(b.stock, args...)
+	cmd := exec.CommandContext(b.ctx, b.stock, args...)
 	cmd.Dir = b.dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("qemu-img %v: %w: %s", args, err, out)

@@ -7,14 +7,17 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -43,13 +46,16 @@ func main() {
 	only := flag.String("run", "", "only the jobs whose names match this regular expression")
 	rt := flag.Bool("rt", false, "run both as real-time processes: holds up everything else")
 	flag.Parse()
-	if err := run(*bin, *only, *check, *rt); err != nil {
+	// Interrupted, it ends what it runs and removes its folder all the same.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if err := run(ctx, *bin, *only, *check, *rt); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(bin, only string, check, rt bool) error {
+func run(ctx context.Context, bin, only string, check, rt bool) error {
 	pattern, err := regexp.Compile(only)
 	if err != nil {
 		return err
@@ -69,7 +75,7 @@ func run(bin, only string, check, rt bool) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	b := &bench{dir: dir, lamina: lamina, stock: stock}
+	b := &bench{ctx: ctx, dir: dir, lamina: lamina, stock: stock}
 	if err := errors.Join(b.smallJobs(), b.diskJobs()); err != nil {
 		return err
 	}
@@ -83,7 +89,7 @@ func run(bin, only string, check, rt bool) error {
 		if rt {
 			j.ours, j.theirs = append([]string{"chrt", "-r", "1"}, j.ours...), append([]string{"chrt", "-r", "1"}, j.theirs...)
 		}
-		ours, theirs, err := j.measure(dir)
+		ours, theirs, err := j.measure(ctx, dir)
 		if err != nil {
 			return err
 		}
@@ -110,14 +116,14 @@ func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond)
 // measure runs both sides in turn, so that what else the machine does meets
 // both alike, each first in every other round, and returns what they took. With
 // several runs the first only warms the caches.
-func (j job) measure(dir string) (ours, theirs []took, err error) {
+func (j job) measure(ctx context.Context, dir string) (ours, theirs []took, err error) {
 	for i := range j.runs + 1 {
 		for k := range 2 {
 			args, to := j.ours, &ours
 			if (i+k)%2 == 1 {
 				args, to = j.theirs, &theirs
 			}
-			t, err := j.once(dir, args)
+			t, err := j.once(ctx, dir, args)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -130,7 +136,7 @@ func (j job) measure(dir string) (ours, theirs []took, err error) {
 }
 
 // once does the job with one program, from the same state of the machine.
-func (j job) once(dir string, args []string) (took, error) {
+func (j job) once(ctx context.Context, dir string, args []string) (took, error) {
 	if j.reset != nil {
 		if err := j.reset(); err != nil {
 			return took{}, err
@@ -141,7 +147,7 @@ func (j job) once(dir string, args []string) (took, error) {
 			return took{}, err
 		}
 	}
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = dir
 	var words bytes.Buffer
 	cmd.Stderr = &words
