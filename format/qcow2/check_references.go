@@ -239,6 +239,16 @@ func (c *checker) guard() *clusterSet {
 			add(int64(snap.l1Offset), int64(snap.l1Size)*8)
 		}
 	}
+	// Keys that are written over are the loss of all data.
+	if p, ok := findExtension(c.img.exts, extEncryption); ok && len(p) >= 16 {
+		be := binary.BigEndian
+		add(int64(be.Uint64(p)), int64(min(be.Uint64(p[8:]), maxFileSize)))
+	}
+	if p, ok := findExtension(c.img.exts, extBitmaps); ok {
+		if h, err := decodeBitmaps(p); err == nil {
+			add(int64(h.directoryOffset), int64(h.directorySize))
+		}
+	}
 	return s
 }
 

@@ -334,3 +334,39 @@ func TestEncryptionHeader(t *testing.T) {
 		t.Error("a compressed cluster was written to an encrypted image")
 	}
 }
+
+// An L1 entry that points into the key slots is damage; its repair must not
+// write there as if it were an L2 table.
+func TestRepairKeepsKeys(t *testing.T) {
+	base := createCrypt(t, 1<<20, encrypted["luks-64k"])
+	img := openCrypt(t, base, true)
+	if _, err := img.WriteAt(bytes.Repeat([]byte{9}, 64<<10), 0); err != nil {
+		t.Fatal(err)
+	}
+	l1, off, length := int64(img.hdr.l1Offset), img.crypt.offset, img.crypt.length
+	if err := img.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	base = base.Clone()
+	keys := make([]byte, length)
+	if _, err := base.ReadAt(keys, int64(off)); err != nil {
+		t.Fatal(err)
+	}
+	// Behind the header itself: key material, which is no table.
+	entry := binary.BigEndian.AppendUint64(nil, uint64(off)+64<<10|entryCopied)
+	if _, err := base.WriteAt(entry, l1); err != nil {
+		t.Fatal(err)
+	}
+	n, err := (Driver{}).Open(t.Context(), base, format.OpenOptions{
+		Writable: true, ForCheck: true, Secrets: testKeys, Values: map[string]string{"encrypt.key-secret": "s"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := n.(*Image).Check(t.Context(), block.CheckOptions{Repair: block.RepairAll})
+	t.Logf("%+v, %v", res, err)
+	after := make([]byte, length)
+	if _, err := base.ReadAt(after, int64(off)); err != nil || !bytes.Equal(keys, after) {
+		t.Errorf("the repair wrote into the key slots (%v)", err)
+	}
+}
