@@ -43,15 +43,8 @@ func (t *tool) sparsify(args []string) int {
 	if res.ProbedRaw {
 		t.warnProbed(src.name)
 	}
-	var open *image.OpenError
-	switch {
-	case errors.As(err, &open):
-		m.end()
-		return t.failOpen(err)
-	case err != nil:
-		m.end()
-		t.errorf("%s", plainText(err))
-		return exitFailed
+	if err != nil {
+		return t.failMetered(m, err)
 	}
 	m.finish()
 	gained := res.Before - res.After
@@ -90,15 +83,8 @@ func (t *tool) cp(args []string) int {
 	defer m.stop()
 	opts.Format, opts.Untrusted, opts.Secrets, opts.Progress = c.format, c.untrusted, &t.secrets, m.update
 	res, err := image.Copy(ctx, c.rest[0], c.rest[1], opts)
-	var open *image.OpenError
-	switch {
-	case errors.As(err, &open):
-		m.end()
-		return t.failOpen(err)
-	case err != nil:
-		m.end()
-		t.errorf("%s", plainText(err))
-		return exitFailed
+	if err != nil {
+		return t.failMetered(m, err)
 	}
 	m.finish()
 	if c.quiet {
@@ -110,6 +96,17 @@ func (t *tool) cp(args []string) int {
 		t.printf("%s: %s of data, %s of holes.\n", res.Target, humanSize(res.Data), humanSize(res.Size-res.Data))
 	}
 	return exitOK
+}
+
+// failMetered ends the line of the progress and reports why a verb failed.
+func (t *tool) failMetered(m *meter, err error) int {
+	m.end()
+	var open *image.OpenError
+	if errors.As(err, &open) {
+		return t.failOpen(err)
+	}
+	t.errorf("%s", plainText(err))
+	return exitFailed
 }
 
 // interruptible returns a context that ends when the user or the system asks
