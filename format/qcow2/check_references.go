@@ -31,8 +31,8 @@ func (c *checker) count(off, n int64) {
 		return
 	}
 	// The last cluster may be cut off behind what was written.
-	if off+n-c.fileLen >= c.g.clusterSize() {
-		c.report("ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x%x size 0x%x", off, n)
+	if off < 0 || off >= c.fileLen+c.g.clusterSize()-n {
+		c.report("ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x%x size 0x%x", uint64(off), n)
 		c.res.Corruptions++
 		return
 	}
