@@ -25,10 +25,7 @@ import (
 	"github.com/lamina-vm/lamina/protocol/memory"
 )
 
-// secretLine is the key of the encrypted images of all tests here.
-const secretLine = "--object secret,id=k,data=abc"
-
-// secrets resolves the name in secretLine.
+// secrets has the key of the encrypted images of all tests here.
 type secrets struct{}
 
 func (secrets) Secret(string) ([]byte, error) { return []byte("abc"), nil }

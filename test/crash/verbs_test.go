@@ -39,7 +39,6 @@ type watched struct {
 // setup and lines, the images named by fills get random content.
 type verbCase struct {
 	verb  string
-	mix   string
 	setup string
 	fills []imageFile
 	then  string // more setup
