@@ -127,7 +127,7 @@ func SlotChange(opts format.AmendOptions, prefix, openedWith string) (diskcrypt.
 }
 
 // LUKSInfo describes a LUKS volume in the order of stock `qemu-img info`.
-// extra stands behind the UUID.
+// extra stands before the cipher mode.
 func LUKSInfo(v diskcrypt.VolumeInfo, extra ...format.InfoField) []format.InfoField {
 	var list []format.InfoField
 	field := func(name, key string, value any) {
@@ -137,10 +137,10 @@ func LUKSInfo(v diskcrypt.VolumeInfo, extra ...format.InfoField) []format.InfoFi
 	field("hash alg", "hash-alg", v.HashAlg)
 	field("cipher alg", "cipher-alg", v.CipherAlg)
 	field("uuid", "uuid", v.UUID)
-	list = append(list, extra...)
 	if v.IVGenAlg == "essiv" {
 		field("ivgen hash alg", "ivgen-hash-alg", v.IVGenHashAlg)
 	}
+	list = append(list, extra...)
 	field("cipher mode", "cipher-mode", v.CipherMode)
 	var slots []any
 	for _, s := range v.Slots {

@@ -248,7 +248,7 @@ var firstTable = []diffGroup{
 		{lines: "info -f raw -f qcow2 a.qcow2"},
 		{lines: "info -- a.raw"},
 		{lines: "info a.raw -U"},
-		{lines: "info --help", why: "the help is in other words, and names the formats that are there", has: "Supported formats: qcow2 raw"},
+		{lines: "info --help", why: "the help is in other words, and names the formats that are there", has: "Supported formats: "},
 	}},
 	{name: "damaged", cases: []diffCase{
 		{lines: "info version.qcow2; map version.qcow2; check version.qcow2"},
@@ -261,7 +261,7 @@ var firstTable = []diffGroup{
 		{lines: "info l1odd.qcow2; map l1odd.qcow2; check l1odd.qcow2"},
 		{lines: "info reftable.qcow2; map reftable.qcow2; check reftable.qcow2"},
 		{lines: "info reftablehuge.qcow2; map reftablehuge.qcow2; check reftablehuge.qcow2"},
-		{lines: "info snaphuge.qcow2; map snaphuge.qcow2; check snaphuge.qcow2", why: "the words of an error about a damaged header tell more, or the first of several errors is another one; the exit status is the same", sameStatus: true},
+		{lines: "info snaphuge.qcow2; map snaphuge.qcow2; check snaphuge.qcow2"},
 		{lines: "info incompat.qcow2; map incompat.qcow2; check incompat.qcow2"},
 		{lines: "info corruptbit.qcow2; map corruptbit.qcow2; check corruptbit.qcow2"},
 		{lines: "info compressbit.qcow2; map compressbit.qcow2; check compressbit.qcow2", why: "the words of an error about a damaged header tell more, or the first of several errors is another one; the exit status is the same", sameStatus: true},
