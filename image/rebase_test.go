@@ -12,9 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/block/blocktest"
 	"github.com/lamina-vm/lamina/block/fault"
 	"github.com/lamina-vm/lamina/block/record"
 	"github.com/lamina-vm/lamina/internal/qemutest"
@@ -27,18 +27,6 @@ var layerKinds = []map[string]string{
 	{"cluster_size": "512"}, {"cluster_size": "4k", "compat": "0.10"}, {"cluster_size": "4k", "refcount_bits": "8"},
 	{"cluster_size": "64k"}, {"cluster_size": "512", "lazy_refcounts": "on"}, {"cluster_size": "16k", "extended_l2": "on"},
 	{"cluster_size": "2k", "compat": "0.10"},
-}
-
-// testSeed returns a new seed and says it, so that the test can be repeated.
-func testSeed(t *testing.T) uint64 {
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("LAMINA_TEST_SEED"); s != "" {
-		if _, err := fmt.Sscan(s, &seed); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("repeat with LAMINA_TEST_SEED=%d", seed)
-	return seed
 }
 
 // randomChain makes images name0 (the base), name1, ... each on the one before
@@ -361,7 +349,7 @@ func (c *counted) Close() error { *c.n += c.Count(c.op); return c.Disk.Close() }
 // onto others, and onto nothing. What they read as stays, also where the power
 // fails or a request does.
 func TestRebaseRandom(t *testing.T) {
-	seed := testSeed(t)
+	seed := blocktest.Seed(t)
 	states, runs := 0, 0
 	for i := range uint64(24) {
 		r := rand.New(rand.NewPCG(seed, i))
@@ -428,7 +416,7 @@ func TestRebaseRandom(t *testing.T) {
 // deeper. What the top reads as stays, at every moment of a power loss and
 // whatever request fails, and afterwards the base reads so too.
 func TestCommitRandom(t *testing.T) {
-	seed := testSeed(t)
+	seed := blocktest.Seed(t)
 	states, runs := 0, 0
 	for i := range uint64(24) {
 		r := rand.New(rand.NewPCG(seed, i))

@@ -13,22 +13,22 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/block/blocktest"
 	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/internal/qemutest"
 	"github.com/lamina-vm/lamina/protocol/memory"
 )
 
 // modelSeed repeats a run of the random tests: go test -qcow2.seed=N.
-var modelSeed = flag.Uint64("qcow2.seed", 0, "seed of the random tests; 0 takes the time")
+var modelSeed = flag.Uint64("qcow2.seed", 0, "seed of the random tests; 0 is that of LAMINA_SEED")
 
 // newSeed returns the seed and logs it.
 func newSeed(t testing.TB) uint64 {
 	seed := *modelSeed
 	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
+		seed = blocktest.Seed(t)
 	}
 	t.Logf("repeat with -qcow2.seed=%d", seed)
 	return seed

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/lamina-vm/lamina/block"
+	"github.com/lamina-vm/lamina/block/blocktest"
 	"github.com/lamina-vm/lamina/block/fault"
 	"github.com/lamina-vm/lamina/internal/underlay"
 )
@@ -211,8 +212,7 @@ func (c verbCase) judgeFault(t *testing.T, dir string, kind faultKind, runErr er
 // tool says so, the source stays as it is, and the image is whole, as before
 // or as after.
 func TestFaults(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := blocktest.Seed(t)
 	var mu sync.Mutex
 	runs := map[string]int{}
 	t.Run("verbs", func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lamina-vm/lamina/block/blocktest"
 	"github.com/lamina-vm/lamina/internal/tool/qemuimg"
 )
 
@@ -129,8 +130,7 @@ func (c verbCase) judgeKill(t *testing.T, dir string, start fileTree, before, af
 // TestKill kills the tool within every verb that writes: the source is as it
 // was, the image as before, as after, or marked as unfinished.
 func TestKill(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := blocktest.Seed(t)
 	inTime := map[string]int{}
 	sum := 0
 	for i, c := range killCases() {

@@ -2,9 +2,10 @@ package crash
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"github.com/lamina-vm/lamina/block/blocktest"
 )
 
 // cases are the verbs that write, each over the mixes that it can do.
@@ -145,8 +146,7 @@ var leastStates = map[string]int{
 // TestPowerLoss records every verb and checks each state that a power loss
 // may leave.
 func TestPowerLoss(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := blocktest.Seed(t)
 	var count tally
 	t.Run("verbs", func(t *testing.T) {
 		for i, c := range cases() {
