@@ -25,28 +25,16 @@ func (e *optionError) Is(target error) bool { return target == block.ErrUnsuppor
 
 // Options implements [format.Driver].
 func (Driver) Options() []format.Option {
-	return []format.Option{
-		{Name: "cipher-alg", Type: format.TypeString, Help: "Name of encryption cipher algorithm"},
-		{Name: "cipher-mode", Type: format.TypeString, Help: "Name of encryption cipher mode"},
-		{Name: "hash-alg", Type: format.TypeString, Help: "Name of encryption hash algorithm"},
-		{Name: "iter-time", Type: format.TypeNumber, Help: "Time to spend in PBKDF in milliseconds"},
-		{Name: "ivgen-alg", Type: format.TypeString, Help: "Name of IV generator algorithm"},
-		{Name: "ivgen-hash-alg", Type: format.TypeString, Help: "Name of IV generator hash algorithm"},
+	return append(encryption.CipherOptions(""), []format.Option{
 		{Name: "key-secret", Type: format.TypeString, Help: "ID of the secret that provides the keyslot passphrase"},
 		{Name: "preallocation", Type: format.TypeString, Help: "Preallocation mode (allowed values: off, falloc, full)"},
 		{Name: "size", Type: format.TypeSize, Help: "Virtual disk size"},
-	}
+	}...)
 }
 
 // AmendOptions describes the options of Amend, which are not those of Create.
 func (Driver) AmendOptions() []format.Option {
-	return []format.Option{
-		{Name: "iter-time", Type: format.TypeNumber, Help: "Time to spend in PBKDF in milliseconds", Amendable: true},
-		{Name: "keyslot", Type: format.TypeNumber, Help: "Select a single keyslot to modify explicitly", Amendable: true},
-		{Name: "new-secret", Type: format.TypeString, Help: "New secret to set in the matching keyslots. Empty string to erase", Amendable: true},
-		{Name: "old-secret", Type: format.TypeString, Help: "Select all keyslots that match this password", Amendable: true},
-		{Name: "state", Type: format.TypeString, Help: "Select new state of affected keyslots (active/inactive)", Amendable: true},
-	}
+	return encryption.SlotOptions("")
 }
 
 // choices are the creation options by value.

@@ -2,9 +2,11 @@ package qcow2
 
 import (
 	"context"
+	"slices"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
+	"github.com/lamina-vm/lamina/format/encryption"
 )
 
 // Driver is the format driver.
@@ -49,7 +51,8 @@ func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
 
 // Options implements [format.Driver].
 func (Driver) Options() []format.Option {
-	return []format.Option{
+	ciphers := encryption.CipherOptions("encrypt.")
+	return slices.Concat([]format.Option{
 		{Name: "backing_file", Type: format.TypeString, Help: "File name of a base image", Amendable: true},
 		{Name: "backing_fmt", Type: format.TypeString, Help: "Image format of the base image", Amendable: true},
 		{Name: "cluster_size", Type: format.TypeSize, Help: "qcow2 cluster size", Default: "65536"},
@@ -58,18 +61,14 @@ func (Driver) Options() []format.Option {
 		{Name: "data_file", Type: format.TypeString, Help: "File name of an external data file", Amendable: true},
 		{Name: "data_file_raw", Type: format.TypeBool, Help: "The external data file must stay valid as a raw image", Amendable: true},
 		{Name: "extended_l2", Type: format.TypeBool, Help: "Extended L2 tables", Default: "off"},
-		{Name: "encrypt.cipher-alg", Type: format.TypeString, Help: "Name of encryption cipher algorithm"},
-		{Name: "encrypt.cipher-mode", Type: format.TypeString, Help: "Name of encryption cipher mode"},
+	}, ciphers[:2], []format.Option{
 		{Name: "encrypt.format", Type: format.TypeString, Help: "Encrypt the image, format choices: 'aes', 'luks'"},
-		{Name: "encrypt.hash-alg", Type: format.TypeString, Help: "Name of encryption hash algorithm"},
-		{Name: "encrypt.iter-time", Type: format.TypeNumber, Help: "Time to spend in PBKDF in milliseconds"},
-		{Name: "encrypt.ivgen-alg", Type: format.TypeString, Help: "Name of IV generator algorithm"},
-		{Name: "encrypt.ivgen-hash-alg", Type: format.TypeString, Help: "Name of IV generator hash algorithm"},
+	}, ciphers[2:], []format.Option{
 		{Name: "encrypt.key-secret", Type: format.TypeString, Help: "ID of secret providing qcow AES key or LUKS passphrase"},
 		{Name: "encryption", Type: format.TypeBool, Help: "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"},
 		{Name: "lazy_refcounts", Type: format.TypeBool, Help: "Postpone refcount updates", Default: "off", Amendable: true},
 		{Name: "preallocation", Type: format.TypeString, Help: "Preallocation mode (allowed values: off, metadata, falloc, full)"},
 		{Name: "refcount_bits", Type: format.TypeNumber, Help: "Width of a reference count entry in bits", Default: "16", Amendable: true},
 		{Name: "size", Type: format.TypeSize, Help: "Virtual disk size", Amendable: true},
-	}
+	})
 }
