@@ -186,6 +186,10 @@ func (m *fakeMachine) say(text string) {
 }
 
 func (m *fakeMachine) end(state vm.State, reason string) {
+	m.exitWith(vm.Exit{State: state, Reason: reason})
+}
+
+func (m *fakeMachine) exitWith(exit vm.Exit) {
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
 	m.mu.Lock()
@@ -193,7 +197,7 @@ func (m *fakeMachine) end(state vm.State, reason string) {
 	if m.exit != nil {
 		return
 	}
-	m.exit = &vm.Exit{State: state, Reason: reason}
+	m.exit = &exit
 	_ = m.listener.Close()
 	if m.conn != nil {
 		_ = m.conn.Close()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -191,6 +192,49 @@ func (d killable) KillIn(_ context.Context, dir string) error {
 type unreachable struct{ *fakeDriver }
 
 func (unreachable) Adopt(context.Context, string) (vm.Machine, error) { return nil, errFake }
+
+// TestFailedBoot: a machine whose process fails by itself in the boot is started
+// again, once; whoever follows the boot is told, and follows the second one.
+func TestFailedBoot(t *testing.T) {
+	for _, c := range []struct {
+		failures, starts int
+		exit             vm.Exit
+		state            api.MachineState
+	}{
+		{1, 2, vm.Exit{State: vm.StateCrashed, Reason: "an assertion", Failed: true}, api.Login},
+		{2, 2, vm.Exit{State: vm.StateCrashed, Reason: "an assertion", Failed: true}, api.Crashed},
+		{1, 1, vm.Exit{State: vm.StateCrashed, Reason: "signal: killed"}, api.Crashed},
+		{1, 1, vm.Exit{State: vm.StateStopped, Reason: "killed"}, api.Stopped},
+	} {
+		var begun atomic.Int32
+		driver := &fakeDriver{script: func(m *fakeMachine) {
+			if int(begun.Add(1)) > c.failures {
+				bootToLogin(m)
+				return
+			}
+			bootAndWait(m)
+			m.exitWith(c.exit)
+		}}
+		x := serve(t, Options{Driver: driver})
+		events, e := x.stream("POST", "/v1/machines", api.RunRequest{Image: x.image, Name: "m"}, nil)
+		if (e == nil) != (c.state == api.Login) {
+			t.Errorf("%+v: %v", c, e)
+		}
+		if told := strings.Contains(fmt.Sprint(events), "is started again: an assertion"); told != (c.starts == 2) {
+			t.Errorf("%+v: %v", c, events)
+		}
+		if e != nil && c.exit.State == vm.StateCrashed && !strings.Contains(e.Message, c.exit.Reason) {
+			t.Errorf("%+v: %v", c, e)
+		}
+		if _, starts := driver.count(); starts != c.starts {
+			t.Errorf("%+v: %d starts", c, starts)
+		}
+		if m := x.machine("m"); m.State != c.state {
+			t.Errorf("%+v: %s", c, m.State)
+		}
+		x.stop()
+	}
+}
 
 // TestStop: a guest that does not hear the power button loses its power, and
 // force does not wait for those who are polite.

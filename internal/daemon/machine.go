@@ -44,6 +44,7 @@ type run struct {
 	boot    *bootLog
 	console *console
 	ended   chan struct{} // closed when the process is gone and that is recorded
+	again   bool          // started after one that failed while it booted
 	end     func()        // lets go of it: ends what watches it, not the process
 }
 
@@ -211,7 +212,7 @@ func (m *machine) adopt(ctx context.Context) error {
 	if m.last().Wanted {
 		_ = m.setLast(func(l *store.Last) { l.Wanted = false }) // an error is logged
 	}
-	m.attach(machine, 0)
+	m.attach(machine, 0, nil)
 	return nil
 }
 

@@ -17,6 +17,12 @@ import (
 // start starts the machine and returns when its guest executes. It runs to
 // its end whatever becomes of the client: ctx is the daemon's.
 func (m *machine) start(ctx context.Context, timeout time.Duration) (*run, error) {
+	return m.startAfter(ctx, timeout, nil)
+}
+
+// startAfter is start; failed is the run that this one takes the place of, nil
+// where somebody asked for the start.
+func (m *machine) startAfter(ctx context.Context, timeout time.Duration, failed *run) (*run, error) {
 	end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -66,7 +72,7 @@ func (m *machine) start(ctx context.Context, timeout time.Duration) (*run, error
 	if wanted {
 		_ = m.setLast(func(l *store.Last) { l.Wanted = false }) // an error is logged
 	}
-	return m.attach(machine, timeout), nil
+	return m.attach(machine, timeout, failed), nil
 }
 
 // finishStart starts a machine that was made to be started, when the daemon
@@ -92,11 +98,16 @@ func (m *machine) setStarting(v bool) {
 	m.starting = v
 }
 
-// attach begins to supervise a running machine and to follow its boot.
-func (m *machine) attach(machine vm.Machine, timeout time.Duration) *run {
+// attach begins to supervise a running machine and to follow its boot. Who
+// follows the boot of failed, the run that this one takes the place of if it is
+// not nil, goes on with this one.
+func (m *machine) attach(machine vm.Machine, timeout time.Duration, failed *run) *run {
 	ctx, cancel := context.WithCancelCause(m.d.ctx)
 	var watchers sync.WaitGroup
 	r := &run{vm: machine, boot: newBootLog(), ended: make(chan struct{}), end: func() { cancel(errStopping) }}
+	if failed != nil {
+		r.boot, r.again = failed.boot, true
+	}
 	r.console = newConsole(machine.SerialSocket(), machine.SerialLog(), r.ended)
 	m.mu.Lock()
 	m.run = r
@@ -152,7 +163,9 @@ func (m *machine) watch(ctx context.Context, r *run, timeout time.Duration) {
 	case err != nil:
 		m.d.log.Error("watch the boot", "machine", m.name, "error", err)
 		r.boot.finish(fmt.Errorf("machine %s runs, its boot is not watched: %w", m.name, err))
+	case res.Problem != nil && res.Problem.Kind == boot.KindEnded && m.startAgain(r, timeout):
 	case res.Problem != nil:
+		m.tellExit(r, res.Problem)
 		m.d.log.Warn("boot stopped", "machine", m.name, "stage", res.Stage.String(), "kind", res.Problem.Kind)
 		m.record(r, res)
 		r.boot.finish(bootError(m.name, res.Problem))
@@ -161,6 +174,39 @@ func (m *machine) watch(ctx context.Context, r *run, timeout time.Duration) {
 		m.record(r, res)
 		r.boot.finish(nil)
 	}
+}
+
+// startAgain starts a machine once more whose process failed by itself before
+// the guest was at its login prompt: it may well come there the second time.
+// False where that is not so, or the start failed too.
+func (m *machine) startAgain(r *run, timeout time.Duration) bool {
+	exit := m.exitOf(r)
+	if exit == nil || !exit.Failed || r.again {
+		return false
+	}
+	r.boot.add(api.Event{Step: "boot", Machine: m.name, Warning: "the machine failed while its guest booted, and is started again: " + exit.Reason})
+	m.d.log.Warn("failed in its boot, starting again", "machine", m.name, "reason", exit.Reason)
+	// Not the run's context, which ends with the run.
+	_, err := m.startAfter(m.d.ctx, timeout, r)
+	if err != nil {
+		m.d.log.Error("not started again", "machine", m.name, "error", err)
+	}
+	return err == nil
+}
+
+// tellExit adds to a problem how the process ended, where it has failed.
+func (m *machine) tellExit(r *run, p *boot.Problem) {
+	if exit := m.exitOf(r); exit != nil && exit.State == vm.StateCrashed && p.Kind == boot.KindEnded {
+		p.Cause = "the machine ended before a login prompt came: " + exit.Reason
+	}
+}
+
+// exitOf is how a run ended; nil while it goes on, and when the next has begun.
+func (m *machine) exitOf(r *run) *vm.Exit {
+	if !ended(r) || m.running() != nil {
+		return nil
+	}
+	return m.last().Exit
 }
 
 // watchOn waits for a guest that was given up, and reaches its login prompt

@@ -99,4 +99,8 @@ type RunInfo struct {
 type Exit struct {
 	State  State  `json:"state"`  // StateStopped or StateCrashed
 	Reason string `json:"reason"` // "guest shut down", "killed", QEMU's last words
+	// Failed says that the machine's process failed by itself (an assertion,
+	// a signal for its own fault, KVM that cannot run the guest): neither the
+	// guest nor a person ended it, and it may well run when started again.
+	Failed bool `json:"failed,omitempty"`
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -212,6 +213,27 @@ func (p *process) status() string {
 		return ""
 	}
 	return p.child.ProcessState.String()
+}
+
+// faults are the signals that a process gets for what it did itself. SIGKILL
+// is not among them: the kernel sends it when the host has no memory left, and
+// people send it.
+var faults = []syscall.Signal{syscall.SIGABRT, syscall.SIGSEGV, syscall.SIGBUS, syscall.SIGILL,
+	syscall.SIGFPE, syscall.SIGTRAP, syscall.SIGSYS}
+
+// failed says whether a child ended with an error or by a fault of its own.
+func (p *process) failed() bool {
+	if p.child == nil || p.child.ProcessState == nil {
+		return false
+	}
+	status, ok := p.child.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case !ok:
+		return false
+	case status.Signaled():
+		return slices.Contains(faults, status.Signal())
+	}
+	return status.Exited() && status.ExitStatus() != 0
 }
 
 // succeeded says whether a child ended with status 0.

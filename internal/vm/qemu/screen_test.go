@@ -157,7 +157,10 @@ func TestStory(t *testing.T) {
 		"crashed QEMU ended: signal: killed: words":                        {},
 		"crashed QEMU stopped the guest with status internal-error: words": {internal: true, shutdown: "host-qmp-quit"},
 	} {
-		e := s.exit(false, "signal: killed", "words")
+		e := s.exit(false, false, "signal: killed", "words")
+		if e.Failed {
+			t.Errorf("%+v: failed", s)
+		}
 		if got := string(e.State) + " " + e.Reason; got != want {
 			t.Errorf("%+v: %q, want %q", s, got, want)
 		}

@@ -126,7 +126,7 @@ func (m *machine) noteStop() (full bool) {
 func (m *machine) finish(events <-chan qmp.Event) {
 	m.drain(events)
 	m.mu.Lock()
-	m.exit = m.story.exit(m.fallsBack(), m.proc.status(), lastWords(m.dir))
+	m.exit = m.story.exit(m.fallsBack(), m.proc.failed(), m.proc.status(), lastWords(m.dir))
 	m.mu.Unlock()
 	if err := m.cleanUp(); err != nil {
 		m.mu.Lock()
@@ -179,18 +179,24 @@ func (m *machine) fallsBack() bool {
 	return m.record.Info.Accel == vm.AccelKVM && m.record.Spec.Accel == vm.AccelAuto
 }
 
-// exit says why the process ended. Words are the last of QEMU's log.
-func (s story) exit(fallsBack bool, status, words string) vm.Exit {
+// exit says why the process ended: failed is process.failed, words are the last
+// of QEMU's log.
+func (s story) exit(fallsBack, failed bool, status, words string) vm.Exit {
 	crashed := func(why string) vm.Exit {
 		if words != "" {
 			why += ": " + words
 		}
 		return vm.Exit{State: vm.StateCrashed, Reason: why}
 	}
+	failure := func(why string) vm.Exit {
+		e := crashed(why)
+		e.Failed = true
+		return e
+	}
 	stopped := func(why string) vm.Exit { return vm.Exit{State: vm.StateStopped, Reason: why} }
 	switch {
 	case s.internal && fallsBack:
-		return crashed(errInternal.Error() + ": KVM cannot run it on this host; the next start uses TCG")
+		return failure(errInternal.Error() + ": KVM cannot run it on this host; the next start uses TCG")
 	case s.internal:
 		return crashed(errInternal.Error())
 	case s.panicked, s.shutdown == "guest-panic":
@@ -205,6 +211,8 @@ func (s story) exit(fallsBack bool, status, words string) vm.Exit {
 		return stopped("QEMU was ended by a signal")
 	case s.shutdown != "":
 		return crashed("QEMU ended: " + s.shutdown)
+	case failed:
+		return failure("QEMU ended: " + status)
 	case status != "":
 		return crashed("QEMU ended: " + status)
 	}

@@ -38,6 +38,20 @@ func TestLostMonitor(t *testing.T) {
 	}
 }
 
+// TestFault: a QEMU that ends by a fault of its own is told from one that was
+// killed: only the first may be started again unasked.
+func TestFault(t *testing.T) {
+	for sig, failed := range map[unix.Signal]bool{unix.SIGABRT: true, unix.SIGSEGV: true, unix.SIGKILL: false, unix.SIGTERM: false} {
+		m := vmtest.Start(t, New(Options{}), vmtest.Spec(t), t.TempDir())
+		if err := unix.Kill(m.Info().PID, sig); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := m.Wait(t.Context()); err != nil || e.Failed != failed {
+			t.Errorf("%v: %+v, %v", sig, e, err)
+		}
+	}
+}
+
 // TestStuckQEMU: one that answers nothing is killed all the same.
 func TestStuckQEMU(t *testing.T) {
 	dir := t.TempDir()
