@@ -25,10 +25,18 @@ import (
 // command returned.
 func storageDaemon(t *testing.T, file string, commands ...string) []json.RawMessage {
 	t.Helper()
+	return storageDaemonOf(t, file, "", commands...)
+}
+
+// storageDaemonOf is storageDaemon for an image that is opened with more
+// options; its key is the secret s.
+func storageDaemonOf(t *testing.T, file, options string, commands ...string) []json.RawMessage {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, qemutest.Path(t, "qemu-storage-daemon"), "--chardev", "stdio,id=c", "--monitor", "c",
-		"--blockdev", "driver=qcow2,node-name=disk,file.driver=file,file.filename="+strings.ReplaceAll(file, ",", ",,"))
+		"--object", "secret,id=s,data="+testKeys["s"],
+		"--blockdev", "driver=qcow2,node-name=disk,file.driver=file,file.filename="+strings.ReplaceAll(file, ",", ",,")+options)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -168,6 +176,12 @@ func TestBitmapsWithQEMU(t *testing.T) {
 // commands in the same daemon.
 func requireHashes(t *testing.T, path string, models map[string]*bitModel, size int64, more ...string) {
 	t.Helper()
+	requireHashesOf(t, path, "", models, size, more...)
+}
+
+// requireHashesOf is requireHashes for an image opened with more options.
+func requireHashesOf(t *testing.T, path, options string, models map[string]*bitModel, size int64, more ...string) {
+	t.Helper()
 	var names, cmds []string
 	for name := range models {
 		names = append(names, name)
@@ -176,7 +190,7 @@ func requireHashes(t *testing.T, path string, models map[string]*bitModel, size 
 	for _, name := range names {
 		cmds = append(cmds, fmt.Sprintf(`{"execute": "x-debug-block-dirty-bitmap-sha256", "arguments": {"node": "disk", "name": %q}}`, name))
 	}
-	for i, raw := range storageDaemon(t, path, append(cmds, more...)...)[:len(names)] {
+	for i, raw := range storageDaemonOf(t, path, options, append(cmds, more...)...)[:len(names)] {
 		var got struct{ Sha256 string }
 		if err := json.Unmarshal(raw, &got); err != nil {
 			t.Fatal(err)

@@ -258,6 +258,29 @@ func TestInteropOurs(t *testing.T) {
 	}
 }
 
+// stockChange returns commands of qemu-io that change an image, with the runs
+// that they change, and changes want with it.
+func stockChange(v variant, want []byte) (cmds []string, runs [][2]int64) {
+	add := func(kind string, value byte, off, n int64) {
+		cmds = append(cmds, fmt.Sprintf("%s %d %d", kind, off, n))
+		runs = append(runs, [2]int64{off, n})
+		copy(want[off:], bytes.Repeat([]byte{value}, int(n)))
+	}
+	add("write -P 17", 17, v.cluster+3, v.cluster+500)
+	add("write -P 18", 18, 7*v.cluster, 512)
+	if v.compat == "0.10" {
+		return cmds, runs
+	}
+	if v.sub {
+		step := v.cluster / subclustersPerCluster
+		add("write -z", 0, 6*v.cluster+step, 7*step)
+		add("write -zu", 0, v.cluster+8*step, 24*step)
+	}
+	add("write -z", 0, 2*v.cluster, v.cluster)
+	add("write -zu", 0, 5*v.cluster, v.cluster)
+	return cmds, runs
+}
+
 // TestInteropStock reads images of every kind that the stock tools wrote, and
 // changes them; the stock tools have to find them whole and read the changes.
 func TestInteropStock(t *testing.T) {
@@ -275,23 +298,7 @@ func TestInteropStock(t *testing.T) {
 				args = append(args, "-c")
 			}
 			qemutest.Img(t, args...)
-			cmds := []string{
-				fmt.Sprintf("write -P 17 %d %d", v.cluster+3, v.cluster+500),
-				fmt.Sprintf("write -P 18 %d 512", 7*v.cluster),
-			}
-			copy(want[v.cluster+3:], bytes.Repeat([]byte{17}, int(v.cluster+500)))
-			copy(want[7*v.cluster:], bytes.Repeat([]byte{18}, 512))
-			if v.compat != "0.10" {
-				if v.sub {
-					step := v.cluster / subclustersPerCluster
-					cmds = append(cmds, fmt.Sprintf("write -z %d %d", 6*v.cluster+step, 7*step), fmt.Sprintf("write -zu %d %d", v.cluster+8*step, 24*step))
-					clear(want[6*v.cluster+step:][:7*step])
-					clear(want[v.cluster+8*step : 2*v.cluster])
-				}
-				cmds = append(cmds, fmt.Sprintf("write -z %d %d", 2*v.cluster, v.cluster), fmt.Sprintf("write -zu %d %d", 5*v.cluster, v.cluster))
-				clear(want[2*v.cluster : 3*v.cluster])
-				clear(want[5*v.cluster : 6*v.cluster])
-			}
+			cmds, _ := stockChange(v, want)
 			qemutest.IO(t, "qcow2", name, cmds...)
 			n := openChain(t, name, false)
 			blocktest.RequireContent(t, n, want)
