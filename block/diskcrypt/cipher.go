@@ -113,12 +113,18 @@ func (c *Cipher) sectors(dst, src []byte, sector uint64, encrypt bool) {
 		chain = pool.Get().(cipher.BlockMode)
 		defer pool.Put(chain)
 	}
+	var tweaks *xtsTweaks
+	if c.mode == "xts" {
+		tweaks = xtsBuffers.Get().(*xtsTweaks)
+		defer xtsBuffers.Put(tweaks)
+	}
 	for ; len(src) >= SectorSize; sector++ {
 		c.iv(iv, sector)
 		d, s := dst[:SectorSize:SectorSize], src[:SectorSize:SectorSize]
 		switch c.mode {
 		case "xts":
-			xtsSector(c.data, c.tweak, d, s, &buf, encrypt)
+			tweaks.fill(c.tweak, iv)
+			xtsSector(c.data, d, s, tweaks, encrypt)
 		case "cbc":
 			if m, ok := chain.(ivMode); ok {
 				m.SetIV(iv)
@@ -146,13 +152,16 @@ func (c *Cipher) iv(iv []byte, sector uint64) {
 	}
 }
 
+// ecbSector does whole blocks, each by itself.
 func ecbSector(b cipher.Block, dst, src []byte, encrypt bool) {
 	n := b.BlockSize()
-	for i := 0; i < len(src); i += n {
-		if encrypt {
-			b.Encrypt(dst[i:i+n], src[i:i+n])
-		} else {
-			b.Decrypt(dst[i:i+n], src[i:i+n])
+	if encrypt {
+		for ; len(src) >= n && len(dst) >= n; dst, src = dst[n:], src[n:] {
+			b.Encrypt(dst[:n], src[:n])
 		}
+		return
+	}
+	for ; len(src) >= n && len(dst) >= n; dst, src = dst[n:], src[n:] {
+		b.Decrypt(dst[:n], src[:n])
 	}
 }
