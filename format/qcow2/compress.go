@@ -49,10 +49,22 @@ func (img *Image) readCompressed(p []byte, off int64, e l2Entry) error {
 	if got == 0 {
 		return corruptf("compressed cluster at offset %#x lies behind the end of the file (%d bytes): the file is truncated or the L2 table is damaged", int64(host), img.file.Size())
 	}
-	data := clusterBuffers.get(img.g.clusterSize())
-	if err := decompress(data, packed[:got], img.hdr.compressionType); err != nil {
+	unpack := func(dst []byte) error {
+		if err := decompress(dst, packed[:got], img.hdr.compressionType); err != nil {
+			return corruptf("compressed cluster at offset %#x, %d bytes: %v", int64(host), n, err)
+		}
+		return nil
+	}
+	cs := img.g.clusterSize()
+	if int64(len(p)) == cs {
+		// Nothing is left of it for the next read, so it need not be
+		// remembered, nor copied.
+		return unpack(p)
+	}
+	data := clusterBuffers.get(cs)
+	if err := unpack(data); err != nil {
 		clusterBuffers.put(data)
-		return corruptf("compressed cluster at offset %#x, %d bytes: %v", int64(host), n, err)
+		return err
 	}
 	copy(p, data[in:])
 	clusterBuffers.put(img.inflated.put(e, data))
@@ -93,7 +105,8 @@ func unzstd(dst, src []byte) error {
 	if err != nil {
 		return err
 	}
-	out, err := d.DecodeAll(src[:n], dst[:0])
+	// It may fill dst up to its capacity.
+	out, err := d.DecodeAll(src[:n], dst[:0:len(dst)])
 	if err != nil {
 		return err
 	}
