@@ -159,13 +159,7 @@ func Convert(ctx context.Context, sources []string, target string, opts ConvertO
 			return &TargetError{Name: target, Format: drv.Name(), Err: err}
 		}
 	}
-	if err := c.copyTo(ctx, target); err != nil {
-		if made.path != "" {
-			made.undo()
-		}
-		return err
-	}
-	return nil
+	return c.copyTo(ctx, target, made)
 }
 
 // targetDriver returns the driver of the target's format. Block options name
@@ -195,13 +189,21 @@ func targetDriver(target string, opts ConvertOptions) (format.Driver, error) {
 	return drv, nil
 }
 
-// copyTo opens the target, which exists now, and fills it.
-func (c *conversion) copyTo(ctx context.Context, target string) (err error) {
+// copyTo opens the target, which exists now, and fills it. What was made for it
+// goes with an error.
+func (c *conversion) copyTo(ctx context.Context, target string, made madeFile) (err error) {
 	im, err := Open(ctx, target, Options{Format: c.targetFormat, Writable: true, Cache: c.opts.Cache, Fill: true, Secrets: c.opts.Secrets, values: c.keyNames()})
 	if err != nil {
+		// Whoever took the file since it was made has made it anew.
+		if !errors.Is(err, block.ErrInUse) {
+			made.undo()
+		}
 		return err
 	}
-	defer func() { err = errors.Join(err, im.Close()) }()
+	defer func() { err = made.close(im.Node(), err) }()
+	if err := c.refuseSource(target, im.layers[0].dataPath); err != nil {
+		return err
+	}
 	if err := c.setTarget(im); err != nil {
 		return err
 	}
@@ -316,9 +318,22 @@ func (c *conversion) checkTarget(drv format.Driver, target string) error {
 	if err != nil {
 		return err
 	}
-	// The locks find this out too, but not where they are left out, or
-	// shared as those of a raw image of which a part is copied.
-	st, err := os.Stat(loc.path)
+	if err := c.refuseSource(target, loc.path); err != nil {
+		return err
+	}
+	if name, ok := c.opts.Values["data_file"]; ok && !c.opts.NoCreate {
+		if loc, err := parseName(name); err == nil {
+			return c.refuseSource(target, loc.path)
+		}
+	}
+	return nil
+}
+
+// refuseSource refuses to write to the file at path, "" for none, where it is
+// one of the sources'. The locks find this out too, but not where they are left
+// out, or shared as those of a raw image of which a part is copied.
+func (c *conversion) refuseSource(target, path string) error {
+	st, err := os.Stat(path)
 	if err != nil || !c.opts.SourceNoLock && c.opts.Part == nil {
 		return nil
 	}
@@ -327,8 +342,10 @@ func (c *conversion) checkTarget(drv format.Driver, target string) error {
 			if !c.opts.SourceNoLock && l.Format != rawName {
 				continue
 			}
-			if same, err := os.Stat(l.file.Name()); err == nil && os.SameFile(st, same) {
-				return fmt.Errorf("convert %s to %s: %w", l.Name, target, ErrSourceIsTarget)
+			for _, name := range []string{l.file.Name(), l.dataPath} {
+				if same, err := os.Stat(name); err == nil && os.SameFile(st, same) {
+					return fmt.Errorf("convert %s to %s: %w", l.Name, target, ErrSourceIsTarget)
+				}
 			}
 		}
 	}
@@ -345,10 +362,5 @@ func (c *conversion) create(ctx context.Context, drv format.Driver, target strin
 	if err != nil {
 		return madeFile{}, err
 	}
-	made := look(p.path)
-	if p.hasData {
-		data := look(p.data)
-		made.data = &data
-	}
-	return made, p.Create(ctx)
+	return p.create(ctx)
 }

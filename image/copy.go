@@ -7,6 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format"
@@ -20,7 +23,9 @@ type CopyOptions struct {
 	Untrusted bool           // as in Options
 	Secrets   format.Secrets // as in Options
 	// KeepNames copies an image that names other files although its names
-	// would mean other files, or none, from the copy's folder.
+	// would mean other files, or none, from the copy's folder, or although
+	// the copy shares its data file. DANGER: of images that share a data
+	// file only one may be written from then on.
 	KeepNames bool
 	// NoReplace fails, with an error that matches fs.ErrExist, where the
 	// target exists.
@@ -40,6 +45,10 @@ type CopyResult struct {
 	Size, Data int64
 }
 
+// ErrSharedData is for a copy of an image whose content lies in an external
+// data file: what is written to one of the two would change the other.
+var ErrSharedData = errors.New("the copy would share its data file with the image")
+
 // ErrNameElsewhere is for a copy whose backing or data file would be another
 // one, as it is named relative to the image's folder.
 var ErrNameElsewhere = errors.New("the name leads to another file from the copy's folder")
@@ -47,7 +56,8 @@ var ErrNameElsewhere = errors.New("the name leads to another file from the copy'
 // Copy copies an image file as it is, with its holes, and by sharing the
 // storage where the file system can. The backing file is not copied. The
 // source must not be in use by a writer. The target appears complete or not at
-// all, and takes the place of a file that nobody uses.
+// all, and takes the place of a file that nobody uses; a symbolic link stays
+// one, to the copy.
 func Copy(ctx context.Context, source, target string, opts CopyOptions) (res CopyResult, err error) {
 	im, err := Open(ctx, source, Options{Format: opts.Format, NoBacking: true, Untrusted: opts.Untrusted, Secrets: opts.Secrets, use: useSource})
 	if err != nil {
@@ -64,20 +74,29 @@ func Copy(ctx context.Context, source, target string, opts CopyOptions) (res Cop
 			return res, err
 		}
 	}
-	mode, err := takeTarget(src, target, opts.NoReplace)
+	if target, err = lastLink(target); err != nil {
+		return res, err
+	}
+	mode, old, err := takeTarget(src, target, opts.NoReplace)
 	if err != nil {
 		return res, err
+	}
+	if old != nil { // locked until it is replaced
+		defer func() { err = errors.Join(err, old.Close()) }()
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(target), ".lamina-copy-*")
 	if err != nil {
 		return res, err
+	}
+	if old != nil {
+		keepOwner(tmp, old)
 	}
 	err = errors.Join(tmp.Chmod(mode), tmp.Close())
 	if err == nil {
 		err = res.fill(ctx, src, tmp.Name(), opts.Progress)
 	}
 	if err == nil {
-		err = os.Rename(tmp.Name(), target)
+		err = rename(tmp.Name(), target, old == nil)
 	}
 	if err != nil {
 		_ = os.Remove(tmp.Name())
@@ -90,6 +109,9 @@ func Copy(ctx context.Context, source, target string, opts CopyOptions) (res Cop
 // copy's folder.
 func checkNames(im *Image, target string) error {
 	l := im.layers[0]
+	if l.dataPath != "" {
+		return fmt.Errorf("%s: its data file %s: %w: use convert, or copy it too and keep the name", l.Name, l.dataPath, ErrSharedData)
+	}
 	inf, ok := block.As[format.Informer](l.Node)
 	if !ok {
 		return nil
@@ -104,37 +126,81 @@ func checkNames(im *Image, target string) error {
 	return nil
 }
 
-// takeTarget makes sure that the target may be replaced, and returns the mode
-// that the copy gets.
-func takeTarget(src *file.File, target string, noReplace bool) (os.FileMode, error) {
+// lastLink returns the file that symbolic links lead to from name, whether it
+// exists or not.
+func lastLink(name string) (string, error) {
+	for range 40 {
+		to, err := os.Readlink(name)
+		if err != nil {
+			return name, nil // no link
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Dir(name) + "/" + to // Join would take ".." from it
+		}
+		name = to
+	}
+	return "", &os.PathError{Op: "copy", Path: name, Err: unix.ELOOP}
+}
+
+// keepOwner gives a new file the owner of the one that it replaces, where the
+// system allows that.
+func keepOwner(tmp *os.File, old *file.File) {
+	st, err := old.Stat()
+	if err != nil {
+		return
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		_ = tmp.Chown(int(sys.Uid), int(sys.Gid))
+	}
+}
+
+// rename gives a file its name, where it must not take another one's place
+// if isNew.
+func rename(from, to string, isNew bool) error {
+	if isNew {
+		err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+			if err != nil {
+				err = &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+			}
+			return err
+		}
+		// A file system that cannot tell.
+	}
+	return os.Rename(from, to)
+}
+
+// takeTarget makes sure that the target may be replaced. It returns the mode
+// that the copy gets, and the file that it replaces, locked; nil for none.
+func takeTarget(src *file.File, target string, noReplace bool) (os.FileMode, *file.File, error) {
 	mode := os.FileMode(0o644)
 	from, err := os.Stat(src.Name())
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if from.Mode().IsRegular() {
 		mode = from.Mode().Perm() | 0o200 // a copy of a protected template is to be written
 	}
 	st, err := os.Stat(target)
 	if errors.Is(err, os.ErrNotExist) {
-		return mode, nil
+		return mode, nil, nil
 	}
 	switch {
 	case err != nil:
-		return 0, err
+		return 0, nil, err
 	case os.SameFile(from, st):
-		return 0, fmt.Errorf("%s: %w", target, ErrSourceIsTarget)
+		return 0, nil, fmt.Errorf("%s: %w", target, ErrSourceIsTarget)
 	case noReplace:
-		return 0, &os.PathError{Op: "copy", Path: target, Err: os.ErrExist}
+		return 0, nil, &os.PathError{Op: "copy", Path: target, Err: os.ErrExist}
 	case !st.Mode().IsRegular():
-		return 0, &file.NotRegularError{File: target}
+		return 0, nil, &file.NotRegularError{File: target}
 	}
 	locks := file.WriteLocks()
 	old, err := file.Open(target, file.Options{Writable: true, Locks: &locks})
 	if err != nil {
-		return 0, err // somebody uses it, or it may not be written
+		return 0, nil, err // somebody uses it, or it may not be written
 	}
-	return st.Mode().Perm(), old.Close()
+	return st.Mode().Perm(), old, nil
 }
 
 // fill copies src into the empty file at path.

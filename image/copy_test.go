@@ -127,3 +127,63 @@ func TestCopyNames(t *testing.T) {
 		t.Errorf("untrusted: %v", err)
 	}
 }
+
+// Images that share a data file would change each other.
+func TestCopyDataFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", "-o", "data_file=data", "src", "1M")
+	if _, err := Copy(t.Context(), "src", "dst", CopyOptions{}); !errors.Is(err, ErrSharedData) {
+		t.Errorf("%v", err)
+	}
+	requireOnly(t, ".", "src", "data")
+	if _, err := Copy(t.Context(), "src", "dst", CopyOptions{KeepNames: true}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A target that is a link stays one; nobody gets hold of the target while the
+// copy is made, and a file that appears in its place meanwhile stays.
+func TestCopyTarget(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	qemutest.Img(t, "create", "-q", "-f", "raw", "src", "1M")
+	qemutest.IO(t, "raw", "src", "write -P 1 0 1M")
+	for _, d := range []string{"a", "b"} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.WriteFile("b/old", []byte("old"), 0o600), os.Symlink("../b/old", "a/old"), os.Symlink("../b/new", "a/new")); err != nil {
+		t.Fatal(err)
+	}
+	tried := false
+	res, err := Copy(t.Context(), "src", "a/old", CopyOptions{Format: "raw", Progress: func(int64, int64) {
+		tried = true
+		if f, err := file.Open("b/old", file.Options{Writable: true}); !errors.Is(err, block.ErrInUse) {
+			t.Errorf("the target while it is copied to: %v", err)
+			_ = f.Close()
+		}
+	}})
+	if err != nil || !tried || res.Target != "a/old" {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if _, err := Copy(t.Context(), "src", "a/new", CopyOptions{Format: "raw"}); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"old", "new"} {
+		if st, err := os.Lstat("a/" + name); err != nil || st.Mode()&fs.ModeSymlink == 0 {
+			t.Errorf("a/%s is no link any more: %v", name, err)
+		}
+		qemutest.RequireSame(t, "raw", "src", "raw", "b/"+name)
+	}
+	_, err = Copy(t.Context(), "src", "late", CopyOptions{Format: "raw", Progress: func(int64, int64) {
+		if err := os.WriteFile("late", []byte("mine"), 0o600); err != nil {
+			t.Error(err)
+		}
+	}})
+	if b, rerr := os.ReadFile("late"); !errors.Is(err, fs.ErrExist) || rerr != nil || string(b) != "mine" {
+		t.Errorf("%q, %v, %v", b, err, rerr)
+	}
+	requireOnly(t, ".", "a", "b", "late", "src")
+	requireOnly(t, "b", "old", "new")
+}

@@ -88,7 +88,8 @@ type CreatePlan struct {
 	path    string
 	data    string // path of the external data file, if hasData
 	hasData bool
-	// below are the files of the backing chain, as far as it was opened.
+	// below are the files of the backing chain, or only the backing file
+	// where it was not opened.
 	below []string
 }
 
@@ -185,15 +186,14 @@ func (p *CreatePlan) inspectBacking(ctx context.Context) error {
 // refuseOwnBacking refuses to make the image in a file that it needs: the
 // backing file, or one below it, under whatever name.
 func (p *CreatePlan) refuseOwnBacking() error {
+	if loc, err := parseName(combine(p.path, p.opts.BackingFile)); err == nil && len(p.below) == 0 {
+		p.below = []string{loc.path}
+	}
 	st, err := os.Stat(p.path)
 	if err != nil {
 		return nil // there is no such file yet
 	}
-	below := p.below
-	if loc, err := parseName(combine(p.path, p.opts.BackingFile)); err == nil && len(below) == 0 {
-		below = []string{loc.path}
-	}
-	for _, name := range below {
+	for _, name := range p.below {
 		if other, err := os.Stat(name); err == nil && os.SameFile(st, other) {
 			return fmt.Errorf("%s is in its own backing chain: making an image there would destroy what it is to be based on: %w", p.Name, block.ErrBackingLoop)
 		}
@@ -227,7 +227,14 @@ func Create(ctx context.Context, name string, opts CreateOptions) error {
 }
 
 // Create carries the plan out.
-func (p *CreatePlan) Create(ctx context.Context) (err error) {
+func (p *CreatePlan) Create(ctx context.Context) error {
+	_, err := p.create(ctx)
+	return err
+}
+
+// create carries the plan out and returns what it takes to undo it, which an
+// error already did.
+func (p *CreatePlan) create(ctx context.Context) (made madeFile, err error) {
 	values := p.opts.Values
 	if values == nil {
 		values = map[string]string{}
@@ -242,40 +249,35 @@ func (p *CreatePlan) Create(ctx context.Context) (err error) {
 		Secrets:       p.opts.Secrets,
 	}
 	if err := p.checkOptions(opts); err != nil {
-		return err
+		return made, err
 	}
 	if err := p.refuseSharedData(); err != nil {
-		return err
+		return made, err
 	}
 	f, made, err := createFile(p.path, p.drv.Name() != rawName || p.opts.Fill)
 	if err != nil {
-		return err
+		return madeFile{}, err
 	}
 	node := underlay.Node(ctx, p.path, f)
-	defer func() {
-		err = errors.Join(err, node.Close())
-		if err != nil {
-			made.undo()
-		}
-	}()
+	defer func() { err = made.close(node, err) }()
 	if f.IsDevice() && p.drv.Name() == rawName && p.Size > f.Size() {
 		// Before a byte of the device is touched.
-		return fmt.Errorf("resize %s: cannot grow a block device: %w", p.path, block.ErrUnsupported)
+		return made, fmt.Errorf("resize %s: cannot grow a block device: %w", p.path, block.ErrUnsupported)
 	}
 	if err := p.empty(ctx, node, f); err != nil {
-		return err
+		return made, err
 	}
 	data, err := p.createData(ctx, &made, &opts)
 	if err != nil {
-		return err
+		return made, err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
 	if p.drv.Name() != rawName {
 		if err := setAttributes(f, values); err != nil {
-			return err
+			return made, err
 		}
 	}
-	return p.fill(ctx, node, opts)
+	return made, p.fill(ctx, node, opts)
 }
 
 // fill writes the new image into file, which is empty or a device. An image
@@ -328,9 +330,10 @@ func setAttributes(f *file.File, values map[string]string) error {
 
 // madeFile remembers what was there before, so that it can be undone.
 type madeFile struct {
-	path  string
+	path  string // "" where nothing was made
 	isNew bool
-	data  *madeFile // the image's external data file, nil if it has none
+	file  fs.FileInfo // to know it by: another one may have its name by now
+	data  *madeFile   // the image's external data file, nil if it has none
 }
 
 // look notes whether there is a file at path.
@@ -345,7 +348,13 @@ func createFile(path string, growable bool) (*file.File, madeFile, error) {
 	locks := file.CreateLocks()
 	made := look(path)
 	f, err := file.Create(path, file.Options{Locks: &locks, Growable: growable, Keep: true})
-	return f, made, err
+	if err != nil {
+		return nil, made, err
+	}
+	if made.file, err = f.Stat(); err != nil {
+		return nil, made, errors.Join(err, f.Close())
+	}
+	return f, made, nil
 }
 
 // empty drops the content of file f, whose bytes are node's. A block device
@@ -382,6 +391,20 @@ func (p *CreatePlan) safe() bool {
 	return !p.opts.unsafe && (p.opts.Fill || !p.opts.NoFlush)
 }
 
+// close closes the file, which is undone if err, or closing it, says that it is
+// not what it should be. Before the locks go, and with them the right to the
+// file: another program may be making an image there a moment later.
+func (m madeFile) close(n block.Node, err error) error {
+	if err != nil {
+		m.undo()
+	}
+	closeErr := n.Close()
+	if err == nil && closeErr != nil {
+		m.undo()
+	}
+	return errors.Join(err, closeErr)
+}
+
 // undo removes a file that was not there before, and empties one that was:
 // its old content is gone already, and half an image would look like one.
 // Errors do not matter beside the one that led here.
@@ -389,11 +412,12 @@ func (m madeFile) undo() {
 	if m.data != nil {
 		m.data.undo()
 	}
-	if m.isNew {
+	st, err := os.Stat(m.path)
+	switch {
+	case err != nil || !os.SameFile(st, m.file):
+	case m.isNew:
 		_ = os.Remove(m.path)
-		return
-	}
-	if st, err := os.Stat(m.path); err == nil && st.Mode().IsRegular() {
+	case st.Mode().IsRegular():
 		_ = os.Truncate(m.path, 0)
 	}
 }

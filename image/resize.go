@@ -161,11 +161,13 @@ func checkCut(name string, disk block.Node, size int64) error {
 	} else if err != nil {
 		return fmt.Errorf("%s: look for partitions before cutting: %w", name, err)
 	}
-	for _, p := range t.Partitions {
-		// A protective MBR whose GPT is damaged is one partition that covers
-		// the disk: where the real ones are is not known.
-		if p.End() > size {
-			return &CutError{Name: name, Size: size, Scheme: t.Scheme, Partition: p}
+	for ; t != nil; t = t.Hidden {
+		for _, p := range t.Partitions {
+			// A protective MBR whose GPT is damaged is one partition that
+			// covers the disk: where the real ones are is not known.
+			if p.End() > size {
+				return &CutError{Name: name, Size: size, Scheme: t.Scheme, Partition: p}
+			}
 		}
 	}
 	return nil

@@ -9,8 +9,8 @@ import (
 	"io"
 )
 
-// ErrNoRoom says that the second copy of a GPT would lie over a partition.
-var ErrNoRoom = errors.New("no room for the backup partition table at the end of the disk")
+// ErrNoRoom says that a copy of a GPT would lie over a partition.
+var ErrNoRoom = errors.New("no room for a copy of the partition table")
 
 // A Patch is bytes to be written to a disk. Patches are written in order, with
 // a flush behind each one, so that one whole table is there at every instant.
@@ -21,12 +21,19 @@ type Patch struct {
 
 // MoveBackup returns what must be written so that the backup of the GPT of a
 // disk of size bytes lies at the end of one of newSize bytes, and the table
-// covers that disk (UEFI specification, section 5.3.2). The disk has both
-// sizes' bytes when the patches are written: a disk that is to grow has grown,
-// one that is to shrink has not shrunk yet. Nothing needs to be written where
-// the table fits already. It returns an error that matches ErrNone where there
-// is no GPT, and one that matches ErrNoRoom where a partition is in the way.
+// covers that disk (UEFI specification, section 5.3.2). A GPT counts where the
+// MBR says that there is one: what an earlier use of the disk left of a table
+// may lie in somebody's data. The disk has both sizes' bytes when the patches
+// are written: a disk that is to grow has grown, one that is to shrink has not
+// shrunk yet. Nothing needs to be written where the table fits already. It
+// returns an error that matches ErrNone where there is no GPT, and one that
+// matches ErrNoRoom where a partition is in the way.
 func MoveBackup(disk io.ReaderAt, size, newSize int64) ([]Patch, error) {
+	if mbr, err := readMBR(disk, size); err != nil {
+		return nil, err
+	} else if !mbr.protects() {
+		return nil, ErrNone
+	}
 	for _, sector := range sectorSizes {
 		for _, at := range []int64{sector, size/sector*sector - sector} {
 			if at < sector {
@@ -75,8 +82,13 @@ func moveGPT(disk io.ReaderAt, sector, newSize int64, h, array []byte, fromBacku
 		return nil, fmt.Errorf("a disk of %d bytes: %w", newSize, ErrNoRoom)
 	}
 	for i := int64(0); i+gptMinEntryLen <= int64(len(array)); i += int64(le.Uint32(h[84:])) {
-		if p, ok := gptEntry(array[i:], int(i)+1, sector); ok && p.End() > int64(lastUsable+1)*sector {
+		p, ok := gptEntry(array[i:], int(i)+1, sector)
+		switch {
+		case !ok:
+		case p.End() > int64(lastUsable+1)*sector:
 			return nil, fmt.Errorf("a partition ends at %d, the backup table would begin at %d: %w", p.End(), backupTable*sector, ErrNoRoom)
+		case fromBackup && p.Start < (primaryTable+tableSectors)*sector:
+			return nil, fmt.Errorf("the first copy of the table is damaged, and a partition begins at %d, in its place up to %d: %w", p.Start, (primaryTable+tableSectors)*sector, ErrNoRoom)
 		}
 	}
 	header := func(own, other, table int64) []byte {

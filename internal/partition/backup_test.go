@@ -2,7 +2,9 @@ package partition
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,5 +104,41 @@ func TestMoveBackupNone(t *testing.T) {
 		if _, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), 64*mib); !errors.Is(err, ErrNone) {
 			t.Errorf("%d bytes: %v", len(disk), err)
 		}
+	}
+}
+
+// A disk that had a GPT and got an MBR: the GPT that is left over is not put
+// back over what lies there now, and a cut looks at both.
+func TestStaleGPT(t *testing.T) {
+	disk := sfdisk(t, 64*mib, gptScript)
+	mbr := sfdisk(t, 64*mib, "label: dos\nstart=64, size=62M, type=83\n")
+	copy(disk[:512], mbr[:512])
+	for _, primary := range []bool{true, false} {
+		if !primary {
+			clear(disk[512 : 34*512]) // only the backup is left
+		}
+		if p, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), 64*mib); !errors.Is(err, ErrNone) {
+			t.Errorf("primary %v: %d patches, %v", primary, len(p), err)
+		}
+		table, err := Read(bytes.NewReader(disk), int64(len(disk)))
+		if err != nil || table.Scheme != MBR || table.End() != 62*mib || table.Hidden == nil || table.Hidden.End() != 50*mib {
+			t.Errorf("primary %v: %+v, %v", primary, table, err)
+		}
+	}
+}
+
+// The first copy of a GPT is damaged, and its usual place is taken.
+func TestMoveBackupNoRoomForPrimary(t *testing.T) {
+	disk := sfdisk(t, 64*mib, gptScript)
+	le := binary.LittleEndian
+	last := int64(len(disk)) - 512
+	table := disk[last-32*512 : last]
+	le.PutUint64(table[32:], 20) // the first partition begins there now
+	le.PutUint32(disk[last+88:], crc32.ChecksumIEEE(table))
+	clear(disk[last+16 : last+20])
+	le.PutUint32(disk[last+16:], crc32.ChecksumIEEE(disk[last:last+92]))
+	clear(disk[512 : 34*512])
+	if p, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), 80*mib); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("%d patches, %v", len(p), err)
 	}
 }

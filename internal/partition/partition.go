@@ -64,6 +64,10 @@ type Table struct {
 	// header is, in bytes; 0 for an MBR.
 	BackupOffset int64
 	Partitions   []Partition
+	// Hidden is a GPT beside an MBR that has partitions and none that
+	// protects it: no system takes such a GPT for the table, and it may be
+	// left over from an earlier one. nil without.
+	Hidden *Table
 }
 
 // End returns the offset behind the last partition, 0 where there is none.
@@ -82,6 +86,33 @@ var ErrNone = errors.New("no partition table")
 // error that matches ErrNone where there is no (valid) table, and that of the
 // disk where it cannot be read. It reads at most some 2 MiB.
 func Read(disk io.ReaderAt, size int64) (*Table, error) {
+	gpt, err := readAnyGPT(disk, size)
+	if err != nil && !errors.Is(err, ErrNone) {
+		return nil, err
+	}
+	mbr, err := readMBR(disk, size)
+	switch {
+	case gpt != nil && (mbr == nil && errors.Is(err, ErrNone) || mbr != nil && mbr.protects()):
+		return gpt, nil
+	case err != nil:
+		return nil, err
+	}
+	mbr.Hidden = gpt
+	return mbr, nil
+}
+
+// protects says whether an MBR has a partition that stands for a GPT.
+func (t *Table) protects() bool {
+	for _, p := range t.Partitions {
+		if p.Type == typeProtectText {
+			return true
+		}
+	}
+	return false
+}
+
+// readAnyGPT reads the first of a GPT's copies that is whole.
+func readAnyGPT(disk io.ReaderAt, size int64) (*Table, error) {
 	for _, sector := range sectorSizes {
 		t, err := readGPT(disk, size, sector, sector, false)
 		if errors.Is(err, ErrNone) && size >= 2*sector {
@@ -91,7 +122,7 @@ func Read(disk io.ReaderAt, size int64) (*Table, error) {
 			return t, err
 		}
 	}
-	return readMBR(disk, size)
+	return nil, ErrNone
 }
 
 // readAt reads a whole structure; one that does not lie in the disk is none.
@@ -109,13 +140,15 @@ func readAt(disk io.ReaderAt, size, off, n int64) ([]byte, error) {
 // The MBR: four entries of 16 bytes at 446 and a signature. Fields of an
 // entry: boot flag, CHS begin (3), type, CHS end (3), first LBA, sectors.
 const (
-	mbrEntries   = 446
-	mbrEntryLen  = 16
-	mbrTypeOff   = 4
-	mbrStartOff  = 8
-	mbrCountOff  = 12
-	typeProtect  = 0xee
-	mbrSectorLen = 512
+	mbrEntries  = 446
+	mbrEntryLen = 16
+	mbrTypeOff  = 4
+	mbrStartOff = 8
+	mbrCountOff = 12
+	typeProtect = 0xee
+	// typeProtectText is the Type of a Partition of that kind.
+	typeProtectText = "0xee"
+	mbrSectorLen    = 512
 )
 
 type mbrEntry struct {

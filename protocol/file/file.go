@@ -212,6 +212,9 @@ func (f *File) SameFile(g *File) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
+// Stat describes the open file, whatever its path leads to now.
+func (f *File) Stat() (fs.FileInfo, error) { return f.f.Stat() }
+
 // Flush implements [block.Writer] by fdatasync. The first failure stays.
 func (f *File) Flush() error {
 	f.flushMu.Lock()
