@@ -254,7 +254,7 @@ func (p *CreatePlan) create(ctx context.Context) (made madeFile, err error) {
 	if err := p.refuseSharedData(); err != nil {
 		return made, err
 	}
-	f, made, err := createFile(p.path, p.drv.Name() != rawName || p.opts.Fill)
+	f, made, err := createFile(p.path, p.drv.Name() != rawName || p.opts.Fill, p.opts.Fill)
 	if err != nil {
 		return madeFile{}, err
 	}
@@ -343,9 +343,13 @@ func look(path string) madeFile {
 }
 
 // createFile makes the file for a new image. One that is there keeps its
-// content until [empty].
-func createFile(path string, growable bool) (*file.File, madeFile, error) {
+// content until [empty]. fill says that the image is opened again to be filled:
+// what would refuse that has to do so now.
+func createFile(path string, growable, fill bool) (*file.File, madeFile, error) {
 	locks := file.CreateLocks()
+	if fill {
+		locks.NotShared |= file.PermWrite
+	}
 	made := look(path)
 	f, err := file.Create(path, file.Options{Locks: &locks, Growable: growable, Keep: true})
 	if err != nil {

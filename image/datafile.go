@@ -86,7 +86,7 @@ func (p *CreatePlan) createData(ctx context.Context, made *madeFile, opts *forma
 	if !p.hasData {
 		return newData{}, nil
 	}
-	f, madeData, err := createFile(p.data, true)
+	f, madeData, err := createFile(p.data, true, false)
 	if err != nil {
 		return newData{}, err
 	}

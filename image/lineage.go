@@ -42,6 +42,20 @@ type LineageNode struct {
 	key    string // the file's real path
 	below  string // the backing file's full name
 	parent *LineageNode
+	// under is an image below, not always the next; nil in a base.
+	under *LineageNode
+}
+
+// base returns the lowest image below n. What it finds out shortens the way
+// for the next time.
+func (n *LineageNode) base() *LineageNode {
+	for n.under != nil {
+		if n.under.under != nil {
+			n.under = n.under.under
+		}
+		n = n.under
+	}
+	return n
 }
 
 // LineageOptions are the choices of [Lineage].
@@ -55,9 +69,9 @@ type LineageOptions struct {
 // whole backing chain is followed, or a folder, whose images (all but
 // unrelated raw files that have no name of a disk) are taken with their
 // chains. The result are the images without a backing file, and those whose
-// link leads nowhere or in a circle, by name. Only headers are read, without
-// locks: running machines are not disturbed, and an image that is being
-// changed may show its old state.
+// link leads nowhere or in a circle, and folders that cannot be read, by name. Only headers are read,
+// without locks: running machines are not disturbed, and an image that is
+// being changed may show its old state.
 func Lineage(ctx context.Context, names []string, opts LineageOptions) ([]*LineageNode, error) {
 	l := &lineage{ctx: ctx, opts: opts, nodes: map[string]*LineageNode{}}
 	for _, name := range names {
@@ -95,7 +109,8 @@ func (l *lineage) addFolder(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
-			return fmt.Errorf("look for images: %w", err)
+			l.order = append(l.order, &LineageNode{Name: path, Err: err})
+			return nil // the others are shown all the same
 		case d.IsDir() || !d.Type().IsRegular():
 			return nil // links would show a file twice
 		}
@@ -162,13 +177,11 @@ func (l *lineage) link(n *LineageNode) error {
 	if err != nil {
 		return err
 	}
-	for up := below; up != nil; up = up.parent {
-		if up == n {
-			n.Err = fmt.Errorf("%s is over it already: %w", below.Name, block.ErrBackingLoop)
-			return nil
-		}
+	if below.base() == n {
+		n.Err = fmt.Errorf("%s is over it already: %w", below.Name, block.ErrBackingLoop)
+		return nil
 	}
-	n.parent = below
+	n.parent, n.under = below, below
 	below.Overlays = append(below.Overlays, n)
 	return nil
 }

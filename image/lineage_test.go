@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lamina-vm/lamina/block"
@@ -105,5 +106,27 @@ func TestLineageDeep(t *testing.T) {
 	}
 	if err != nil || depth != 2000 {
 		t.Errorf("depth %d, %v", depth, err)
+	}
+}
+
+// A folder that cannot be read, here as its path is too long, hides no other.
+func TestLineageUnreadableFolder(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := Create(t.Context(), "a.qcow2", CreateOptions{Format: "qcow2", Size: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	for range 22 {
+		d := strings.Repeat("d", 200)
+		if err := errors.Join(os.Mkdir(d, 0o755), os.Chdir(d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chdir(dir); err != nil {
+		t.Fatal(err)
+	}
+	roots, err := Lineage(t.Context(), []string{"."}, LineageOptions{})
+	if err != nil || len(roots) != 2 || roots[0].Name != "a.qcow2" || !errors.Is(roots[1].Err, syscall.ENAMETOOLONG) {
+		t.Errorf("%+v, %v", roots, err)
 	}
 }

@@ -127,3 +127,30 @@ func TestConvertOntoSourceData(t *testing.T) {
 		t.Errorf("create: the data file changed: %v", err)
 	}
 }
+
+// A target that somebody writes to, and shares, is refused before it is emptied.
+func TestConvertTargetShared(t *testing.T) {
+	dir := t.TempDir()
+	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
+	for _, name := range []string{src, dst} {
+		if err := os.WriteFile(name, bytes.Repeat([]byte(name), 1<<10), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	locks := file.SharedWriteLocks()
+	held, err := file.Open(dst, file.Options{Writable: true, Locks: &locks})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"raw", "qcow2"} {
+		if err := Convert(t.Context(), []string{src}, dst, ConvertOptions{SourceFormat: "raw", Format: name}); !errors.Is(err, block.ErrInUse) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if b, err := os.ReadFile(dst); err != nil || !bytes.HasPrefix(b, []byte(dst)) {
+		t.Errorf("the target: %d bytes, %v", len(b), err)
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
