@@ -22,15 +22,9 @@ import (
 
 // storageDaemon runs QMP commands in a QEMU storage daemon that has the image
 // open for writing as node "disk", lets it end properly, and returns what each
-// command returned.
-func storageDaemon(t *testing.T, file string, commands ...string) []json.RawMessage {
-	t.Helper()
-	return storageDaemonOf(t, file, "", commands...)
-}
-
-// storageDaemonOf is storageDaemon for an image that is opened with more
-// options; its key is the secret s.
-func storageDaemonOf(t *testing.T, file, options string, commands ...string) []json.RawMessage {
+// command returned. options are more of the node's, ",key=value" each; the
+// key of an encrypted image is the secret s.
+func storageDaemon(t *testing.T, file, options string, commands ...string) []json.RawMessage {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -190,7 +184,7 @@ func requireHashesOf(t *testing.T, path, options string, models map[string]*bitM
 	for _, name := range names {
 		cmds = append(cmds, fmt.Sprintf(`{"execute": "x-debug-block-dirty-bitmap-sha256", "arguments": {"node": "disk", "name": %q}}`, name))
 	}
-	for i, raw := range storageDaemonOf(t, path, options, append(cmds, more...)...)[:len(names)] {
+	for i, raw := range storageDaemon(t, path, options, append(cmds, more...)...)[:len(names)] {
 		var got struct{ Sha256 string }
 		if err := json.Unmarshal(raw, &got); err != nil {
 			t.Fatal(err)
