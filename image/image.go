@@ -154,6 +154,9 @@ func (l *Layer) fileName() string {
 	return l.path
 }
 
+// File returns the path of the layer's own file, also where Name is block options.
+func (l *Layer) File() string { return l.file.Name() }
+
 // DataFile returns the path of the external data file in which the layer keeps
 // the guest's data, "" if it has none.
 func (l *Layer) DataFile() string { return l.dataPath }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -140,5 +141,70 @@ func TestMoveBackupNoRoomForPrimary(t *testing.T) {
 	clear(disk[512 : 34*512])
 	if p, err := MoveBackup(bytes.NewReader(disk), int64(len(disk)), 80*mib); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("%d patches, %v", len(p), err)
+	}
+}
+
+// Whatever a table says, if only its checksums are right: what is written lies
+// in the disk, and over no partition.
+func TestMoveBackupHostile(t *testing.T) {
+	orig := sfdisk(t, 4*mib, "label: gpt\nstart=2048, size=1M\nstart=6144, size=512K\n")
+	le := binary.LittleEndian
+	rnd := rand.New(rand.NewPCG(3, 14))
+	odd := []uint64{0, 1, 2, 3, 33, 34, 100, 2048, 4095, 8158, 8159, 8190, 8191, 8192, 1 << 31, 1<<32 - 1, 1 << 53, 1 << 62, 1<<64 - 1}
+	pick := func() uint64 { return odd[rnd.IntN(len(odd))] }
+	done, refused := 0, 0
+	room := resized(orig, 9*mib)
+	disk, last := room[:len(orig)], len(orig)-512
+	for range 400 {
+		copy(disk[:34*512], orig)
+		copy(disk[last-32*512:], orig[last-32*512:])
+		for _, at := range []int{512, last} {
+			h := disk[at : at+512]
+			table := int(le.Uint64(h[72:])) * 512
+			if rnd.IntN(3) == 0 { // a partition
+				le.PutUint64(disk[table+rnd.IntN(2)*128+32+rnd.IntN(2)*8:], pick())
+			}
+			switch rnd.IntN(6) {
+			case 0:
+				le.PutUint64(h[[]int{32, 40, 48, 72}[rnd.IntN(4)]:], pick())
+			case 1:
+				le.PutUint32(h[[]int{12, 80, 84}[rnd.IntN(3)]:], uint32(pick()))
+			}
+			from, n := le.Uint64(h[72:]), uint64(le.Uint32(h[80:]))*uint64(le.Uint32(h[84:]))
+			if from < 8192 && from*512+n <= uint64(len(disk)) {
+				le.PutUint32(h[88:], crc32.ChecksumIEEE(disk[from*512:from*512+n]))
+			}
+			clear(h[16:20])
+			le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:min(max(le.Uint32(h[12:]), 92), 512)]))
+			if at == 512 && rnd.IntN(3) == 0 {
+				h[16]++ // only the backup is whole
+			}
+		}
+		size := []int64{4 * mib, 4*mib + 512, 9 * mib, 3*mib + 100, 2 * mib, 700, 0}[rnd.IntN(7)]
+		held := room[:max(len(disk), int(size))]
+		before, err := readAnyGPT(bytes.NewReader(held), int64(len(held)))
+		patches, merr := MoveBackup(bytes.NewReader(held), int64(len(held)), size)
+		if merr != nil {
+			refused++
+			continue
+		}
+		if err != nil {
+			t.Fatalf("%d patches without a table: %v", len(patches), err)
+		}
+		done++
+		for _, p := range patches {
+			end := p.Offset + int64(len(p.Data))
+			if p.Offset < 0 || end > size {
+				t.Fatalf("%d bytes at %d of a disk of %d", len(p.Data), p.Offset, size)
+			}
+			for _, q := range before.Partitions {
+				if p.Offset > 512 && p.Offset < q.End() && end > q.Start {
+					t.Fatalf("bytes %d to %d lie in %+v", p.Offset, end, q)
+				}
+			}
+		}
+	}
+	if done < 50 || refused < 50 {
+		t.Errorf("%d moved, %d refused", done, refused)
 	}
 }

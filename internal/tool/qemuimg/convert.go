@@ -351,6 +351,10 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		bitmap *image.CopyBitmapError
 	)
 	switch {
+	case errors.Is(err, context.Canceled) && a.opts.NoCreate:
+		t.errorf("convert was interrupted; the target is not complete")
+	case errors.Is(err, context.Canceled):
+		t.errorf("convert was interrupted; the unfinished target was removed")
 	case errors.As(err, &bitmap):
 		t.failCopyBitmap(bitmap)
 	case errors.Is(err, image.ErrBitmapSources):
@@ -389,8 +393,6 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		t.errorf("No support for concatenating multiple snapshot")
 	case errors.As(err, &snap):
 		t.errorf("Failed to load snapshot: %s", snapshotText(snap))
-	case errors.Is(err, context.Canceled):
-		t.errorf("convert was interrupted; the unfinished target was removed")
 	default:
 		t.errorf("%s", plainText(err))
 	}

@@ -183,8 +183,9 @@ func TestMapPictures(t *testing.T) {
 	if err := os.Symlink("a", "link"); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"a", "link"} {
-		if r := lamina(t, "map --svg="+name+" a"); r.status != exitFailed || !strings.Contains(r.stderr, "is the image") {
+	mustLamina(t, "create -q -f qcow2 -o data_file=data d 1M")
+	for _, args := range []string{"a a", "link a", "data d", `a json:{"driver":"qcow2","file":{"driver":"file","filename":"a"}}`} {
+		if r := lamina(t, "map --svg="+args); r.status != exitFailed || !strings.Contains(r.stderr, "is the image") {
 			t.Errorf("%+v", r)
 		}
 	}

@@ -70,7 +70,7 @@ func (t *tool) draw(im *image.Image, d drawing, start, length int64) int {
 }
 
 // writePicture puts a picture in a file, whole or not at all; "-" is standard
-// output. It never takes the place of an image of the chain.
+// output. It never takes the place of a file of the chain.
 func (t *tool) writePicture(name string, b []byte, layers []*image.Layer) error {
 	if name == "-" {
 		_, err := t.out.Write(b)
@@ -78,8 +78,10 @@ func (t *tool) writePicture(name string, b []byte, layers []*image.Layer) error 
 	}
 	if st, err := os.Stat(name); err == nil {
 		for _, l := range layers {
-			if li, err := os.Stat(l.Name); err == nil && os.SameFile(st, li) {
-				return fmt.Errorf("%s is the image: give the picture another name", name)
+			for _, file := range []string{l.File(), l.DataFile()} {
+				if li, err := os.Stat(file); err == nil && os.SameFile(st, li) {
+					return fmt.Errorf("%s is the image: give the picture another name", name)
+				}
 			}
 		}
 		if !st.Mode().IsRegular() {
