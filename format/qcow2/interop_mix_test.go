@@ -366,10 +366,11 @@ func requireBytes(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// TestInteropMixes makes images with every pair of features, and with every
-// combination of encryption, data file, snapshots and bitmaps: by ours, then
-// read, checked and changed by the stock tools, then read by ours; and by the
-// stock tools, then read and changed by ours, then read by the stock tools.
+// TestInteropMixes makes images with every pair of features that those of
+// TestInteropOurs and TestInteropStock do not have, and with every combination
+// of encryption, data file, snapshots and bitmaps: by ours, then read, checked
+// and changed by the stock tools, then read by ours; and by the stock tools,
+// then read and changed by ours, then read by the stock tools.
 func TestInteropMixes(t *testing.T) {
 	// The stock tools measure the machine for more than a second for each
 	// LUKS header, whatever the iteration time. They make one with each kind

@@ -73,6 +73,29 @@ func (m mix) variant() variant {
 	return variant{cluster, m.get("compat"), bits, m.get("packing"), m.has("extended_l2")}
 }
 
+// mixOf returns the mix of an image without further features.
+func mixOf(v variant) (m mix) {
+	extended := "off"
+	if v.sub {
+		extended = "on"
+	}
+	for i, a := range axes {
+		switch a.name {
+		case "cluster_size":
+			m[i] = slices.Index(a.values, strconv.FormatInt(v.cluster, 10))
+		case "refcount_bits":
+			m[i] = slices.Index(a.values, strconv.Itoa(v.bits))
+		case "packing":
+			m[i] = slices.Index(a.values, v.packing)
+		case "compat":
+			m[i] = slices.Index(a.values, v.compat)
+		case "extended_l2":
+			m[i] = slices.Index(a.values, extended)
+		}
+	}
+	return m
+}
+
 // String names what is not the plainest.
 func (m mix) String() string {
 	s := "cluster_size=" + m.get("cluster_size")
@@ -93,6 +116,17 @@ func (p pair) mix() (m mix) {
 	return m
 }
 
+// pairs yields the pairs that the image has.
+func (m mix) pairs(yield func(pair) bool) {
+	for j := range m {
+		for i := range j {
+			if !yield(pair{i, m[i], j, m[j]}) {
+				return
+			}
+		}
+	}
+}
+
 // pairs returns all pairs of values: those that are allowed, and the others.
 func pairs() (allowed, forbidden []pair) {
 	for j := range axes {
@@ -111,8 +145,9 @@ func pairs() (allowed, forbidden []pair) {
 	return allowed, forbidden
 }
 
-// mixes returns images that have, together, every allowed pair of values, and
-// the whole product of encryption, data file, snapshots and bitmaps.
+// mixes returns images that have, together with those of variants, every
+// allowed pair of values; and the whole product of encryption, data file,
+// snapshots and bitmaps.
 func mixes() []mix {
 	r := rand.New(rand.NewPCG(1, 2))
 	left := map[pair]bool{}
@@ -120,14 +155,17 @@ func mixes() []mix {
 	for _, p := range allowed {
 		left[p] = true
 	}
+	for _, v := range variants() {
+		for p := range mixOf(v).pairs {
+			delete(left, p)
+		}
+	}
 	var all []mix
 	add := func(fixed ...int) { // with these axes as the last of all has them
 		m := fill(all[len(all)-1], fixed, left, r)
 		all[len(all)-1] = m
-		for j := range m {
-			for i := range j {
-				delete(left, pair{i, m[i], j, m[j]})
-			}
+		for p := range m.pairs {
+			delete(left, p)
 		}
 	}
 	const small, end = 3, 7 // the axes of the product
@@ -207,14 +245,20 @@ func TestMixes(t *testing.T) {
 		if !m.allowed() {
 			t.Errorf("%s is not allowed", m)
 		}
-		for j := range m {
-			for i := range j {
-				seen[pair{i, m[i], j, m[j]}] = true
-			}
+		for p := range m.pairs {
+			seen[p] = true
 		}
 		product[fmt.Sprint(m[3:7])] = true
 		if m.is("encryption", "luks") {
 			luks++
+		}
+	}
+	for _, v := range variants() {
+		if m := mixOf(v); m.variant() != v || !m.allowed() {
+			t.Errorf("%s is %s", v, m)
+		}
+		for p := range mixOf(v).pairs {
+			seen[p] = true
 		}
 	}
 	for _, p := range allowed {
