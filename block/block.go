@@ -140,6 +140,9 @@ type ResizeOptions struct {
 	// AllowShrink must be set to make the disk smaller. DANGER: data
 	// behind the new end is lost.
 	AllowShrink bool
+	// Exact asks for this size and no other: storage of a fixed size, which
+	// may take a smaller one as it does not matter there, refuses both.
+	Exact bool
 }
 
 // Resizer is a writable node whose size can change. Resize must not run

@@ -193,7 +193,7 @@ func (o *opener) backingLocation(name, formatName string) (location, string, err
 	}
 	merged := *over
 	merged.Driver = formatName
-	merged.File = &BlockOptions{Driver: "file", Values: map[string]any{"filename": loc.path}}
+	merged.File = &BlockOptions{Driver: "file", anyFile: true, Values: map[string]any{"filename": loc.path}}
 	if loc.opts != nil && loc.opts.File != nil {
 		merged.File = loc.opts.File
 	}
@@ -208,9 +208,17 @@ func (o *BlockOptions) withDriver(driver string) *BlockOptions {
 	return &c
 }
 
+// closeUnless closes f where there is an error, and returns that.
+func closeUnless(f *file.File, err error) error {
+	if err != nil {
+		_ = f.Close() // nothing was written
+	}
+	return err
+}
+
 // openDataNode opens the data file that opts, or else name, says.
 func (o *opener) openDataNode(ctx context.Context, name string, writable bool) (*file.File, block.Node, error) {
-	opts := &BlockOptions{Driver: "file", Values: map[string]any{"filename": name}}
+	opts := &BlockOptions{Driver: "file", anyFile: true, Values: map[string]any{"filename": name}}
 	if o.opts != nil && o.opts.Data != nil {
 		opts = o.opts.Data
 		if _, named := opts.Values["filename"]; !named && opts.File == nil {
@@ -247,6 +255,9 @@ func (o *opener) openDataNode(ctx context.Context, name string, writable bool) (
 		Writable: writable, Growable: writable, Locks: &first, NoLock: p.noLock, Direct: p.direct,
 		Sync: o.c.opts.Cache == CacheWritethrough || o.c.opts.Cache == CacheDirectsync,
 	})
+	if err == nil {
+		err = closeUnless(f, p.file.check(f))
+	}
 	if err != nil {
 		return nil, nil, err
 	}

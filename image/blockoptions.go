@@ -8,6 +8,7 @@ import (
 
 	"github.com/lamina-vm/lamina/format"
 	"github.com/lamina-vm/lamina/format/all"
+	"github.com/lamina-vm/lamina/protocol/file"
 )
 
 // BlockOptions says what a disk is made of: one of QEMU's block nodes with its
@@ -43,6 +44,8 @@ type BlockOptions struct {
 	// NoBacking leaves the backing file out: what only it holds reads as
 	// zeros.
 	NoBacking bool
+
+	anyFile bool // nobody chose Driver, so a device is as good as a file
 }
 
 // maxOptionDepth bounds nodes over nodes; names come from images too.
@@ -153,7 +156,10 @@ func (o *BlockOptions) backingReference() string {
 }
 
 // isProtocol reports whether a driver names a file by itself.
-func isProtocol(driver string) bool { return driver == "file" || driver == "host_device" }
+func isProtocol(driver string) bool { return driver == "file" || driver == hostDevice }
+
+// hostDevice is the driver of block and character devices.
+const hostDevice = "host_device"
 
 // optionText returns a value as text, and whether it is one.
 func optionText(v any) (string, bool) {
@@ -265,7 +271,19 @@ func isLetter(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' }
 type fileOptions struct {
 	nodeOptions
 	path     string
-	unlocked bool // locking=off
+	unlocked bool   // locking=off
+	driver   string // as it was chosen, "" if the file decides
+}
+
+// check refuses a file that is not of the kind that the chosen driver is for.
+func (f fileOptions) check(opened *file.File) error {
+	switch {
+	case f.driver == "file" && opened.IsDevice():
+		return &file.NotRegularError{File: f.path}
+	case f.driver == hostDevice && !opened.IsDevice():
+		return &format.OptionError{Text: "'" + hostDevice + "' driver requires '" + f.path + "' to be either a character or block device"}
+	}
+	return nil
 }
 
 // file takes a protocol node's options. direct is the cache.direct of the node
@@ -285,6 +303,9 @@ func (o *BlockOptions) file(direct bool) (fileOptions, error) {
 		return f, &format.OptionError{Text: "The '" + driver + "' block driver requires a file name"}
 	}
 	f.path = name
+	if !o.anyFile {
+		f.driver = o.Driver
+	}
 	if f.direct != nil {
 		direct = *f.direct
 	}

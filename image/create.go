@@ -260,9 +260,8 @@ func (p *CreatePlan) create(ctx context.Context) (made madeFile, err error) {
 	}
 	node := underlay.Node(ctx, p.path, f)
 	defer func() { err = made.close(node, err) }()
-	if f.IsDevice() && p.drv.Name() == rawName && p.Size > f.Size() {
-		// Before a byte of the device is touched.
-		return made, fmt.Errorf("resize %s: cannot grow a block device: %w", p.path, block.ErrUnsupported)
+	if err := p.checkDevice(f); err != nil {
+		return made, err // before a byte of the device is touched
 	}
 	if err := p.empty(ctx, node, f); err != nil {
 		return made, err
@@ -278,6 +277,21 @@ func (p *CreatePlan) create(ctx context.Context) (made madeFile, err error) {
 		}
 	}
 	return made, p.fill(ctx, node, opts)
+}
+
+// checkDevice refuses what a raw image on a device cannot have.
+func (p *CreatePlan) checkDevice(f *file.File) error {
+	if !f.IsDevice() || p.drv.Name() != rawName {
+		return nil
+	}
+	mode := block.Preallocation(p.opts.Values["preallocation"])
+	if mode != "" && mode != block.PreallocOff {
+		return &format.OptionError{Text: fmt.Sprintf("Unsupported preallocation mode '%s'", mode)}
+	}
+	if p.Size > f.Size() {
+		return &file.DeviceSizeError{File: p.path}
+	}
+	return nil
 }
 
 // fill writes the new image into file, which is empty or a device. An image

@@ -309,6 +309,9 @@ func (c *chain) openFile(l *Layer, plan nodePlan, formatName string, top bool) (
 		opts.Growable = writable && (drv.Name() != rawName || plan.hasMetadata())
 	}
 	f, err := file.Open(path, opts)
+	if err == nil {
+		err = closeUnless(f, plan.file.check(f))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,9 @@ func parseName(name string) (location, error) {
 		return o.location()
 	}
 	if rest, ok := strings.CutPrefix(name, "file:"); ok {
+		if protocol(rest) != "" {
+			rest = "./" + rest // so the path alone is no name of another protocol
+		}
 		return location{path: rest}, nil
 	}
 	if p := protocol(name); p != "" {

@@ -56,6 +56,7 @@ var (
 // ResizeResult says what a resize did.
 type ResizeResult struct {
 	Old, New int64 // bytes
+	Format   string
 	// ProbedRaw says that the format was guessed to be raw.
 	ProbedRaw bool
 	// MovedGPT says that FixGPT changed the partition table.
@@ -71,7 +72,7 @@ func Resize(ctx context.Context, name string, opts ResizeOptions) (res ResizeRes
 	}
 	defer func() { err = errors.Join(err, im.Close()) }()
 	res.ProbedRaw = im.Layers()[0].ProbedRaw()
-	res.Old = im.Node().Size()
+	res.Old, res.Format = im.Node().Size(), im.Format()
 	if res.New, err = newSize(res.Old, opts); err != nil {
 		return res, fmt.Errorf("%s: %w", name, err)
 	}
@@ -96,7 +97,7 @@ func Resize(ctx context.Context, name string, opts ResizeOptions) (res ResizeRes
 			return res, err
 		}
 	}
-	if err := r.Resize(ctx, res.New, block.ResizeOptions{Prealloc: opts.Prealloc, AllowShrink: opts.Shrink}); err != nil {
+	if err := r.Resize(ctx, res.New, block.ResizeOptions{Prealloc: opts.Prealloc, AllowShrink: opts.Shrink, Exact: true}); err != nil {
 		return res, err
 	}
 	if opts.FixGPT && res.New >= res.Old {

@@ -73,7 +73,7 @@ func (Driver) CheckCreate(size int64, opts format.CreateOptions) error {
 	if _, err := parse(opts); err != nil {
 		return err
 	}
-	if size < 0 || size > math.MaxInt64-block.SectorSize {
+	if size < 0 || size > math.MaxInt64-block.SectorSize+1 {
 		return fmt.Errorf("create %s of %d bytes: %w", opts.Filename, size, block.ErrOutOfRange)
 	}
 	return nil

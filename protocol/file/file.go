@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -67,6 +68,43 @@ func (e *NotRegularError) Error() string {
 // Is makes the error match [block.ErrUnsupported].
 func (e *NotRegularError) Is(target error) bool { return target == block.ErrUnsupported }
 
+// DeviceSizeError is for a size, or a preallocation, that a device cannot get.
+// Its text is stock QEMU's; it matches [block.ErrUnsupported].
+type DeviceSizeError struct {
+	File     string
+	Exact    bool                // another size was asked for, not only a larger one
+	Prealloc block.Preallocation // what cannot be done, "" if that is the size
+}
+
+// Error returns QEMU's wording.
+func (e *DeviceSizeError) Error() string {
+	switch {
+	case e.Prealloc != "":
+		return fmt.Sprintf("Preallocation mode '%s' unsupported for this non-regular file", e.Prealloc)
+	case e.Exact:
+		return "Cannot resize device files"
+	}
+	return "Cannot grow device files"
+}
+
+// Is makes the error match [block.ErrUnsupported].
+func (e *DeviceSizeError) Is(target error) bool { return target == block.ErrUnsupported }
+
+// PreallocError says that the space of a file could not be reserved.
+type PreallocError struct {
+	File string
+	Mode block.Preallocation
+	Err  error
+}
+
+// Error names the file and the cause.
+func (e *PreallocError) Error() string {
+	return fmt.Sprintf("preallocate %s (%s): %v", e.File, e.Mode, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *PreallocError) Unwrap() error { return e.Err }
+
 // Open opens an existing file and takes its locks. The error matches
 // [block.ErrInUse] (and is a *[LockError]) where somebody else's lock is in
 // the way, and wraps the system's where the file cannot be opened.
@@ -105,7 +143,7 @@ func Create(path string, opts Options) (*File, error) {
 
 func open(path string, flags int, opts Options) (*File, error) {
 	// Looking first keeps a FIFO or a tape from being opened at all.
-	if st, err := os.Stat(path); err == nil && !usable(st.Mode()) {
+	if st, err := os.Stat(path); err == nil && !usable(st) {
 		return nil, &NotRegularError{File: path}
 	}
 	flags |= unix.O_CLOEXEC | unix.O_NONBLOCK
@@ -162,7 +200,7 @@ func (f *File) setup() error {
 	if err != nil {
 		return err
 	}
-	if !usable(st.Mode()) {
+	if !usable(st) {
 		return &NotRegularError{File: f.name}
 	}
 	f.device = st.Mode()&fs.ModeDevice != 0
@@ -181,10 +219,29 @@ func (f *File) setup() error {
 	return nil
 }
 
-// usable says whether the mode is of a regular file or a block device.
-func usable(m fs.FileMode) bool {
-	return m.IsRegular() || m&fs.ModeDevice != 0 && m&fs.ModeCharDevice == 0
+// usable says whether a file is one that holds bytes: a regular file, a block
+// device or, as stock QEMU takes any character device, one of the kernel's
+// memory devices (null, zero, full, random, urandom), which are disks of 0
+// bytes. Others are not opened: that alone rewinds a tape or arms a watchdog.
+func usable(st fs.FileInfo) bool {
+	m := st.Mode()
+	if m&fs.ModeCharDevice == 0 {
+		return m.IsRegular() || m&fs.ModeDevice != 0
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || unix.Major(sys.Rdev) != memoryMajor {
+		return false
+	}
+	switch unix.Minor(sys.Rdev) {
+	case 3, 5, 7, 8, 9:
+		return true
+	}
+	return false
 }
+
+// memoryMajor is the number of the kernel's memory devices (Linux,
+// Documentation/admin-guide/devices.txt).
+const memoryMajor = 1
 
 // Name returns the path as it was given.
 func (f *File) Name() string { return f.name }

@@ -186,11 +186,26 @@ func TestOpenRefuses(t *testing.T) {
 		{filepath.Join(dir, "none"), fs.ErrNotExist, "no such file or directory"},
 		{dir, block.ErrUnsupported, "'file' driver requires '" + dir + "' to be a regular file"},
 		{fifo, block.ErrUnsupported, "'file' driver requires '" + fifo + "' to be a regular file"},
-		{"/dev/null", block.ErrUnsupported, "'file' driver requires '/dev/null' to be a regular file"},
+		{"/dev/ptmx", block.ErrUnsupported, "'file' driver requires '/dev/ptmx' to be a regular file"},
 	} {
 		f, err := file.Open(c.path, file.Options{})
 		if f != nil || !errors.Is(err, c.want) || !bytes.Contains([]byte(err.Error()), []byte(c.text)) {
 			t.Errorf("open %s: %v; want %q", c.path, err, c.text)
+		}
+	}
+	for _, name := range []string{"/dev/null", "/dev/zero"} {
+		f, err := file.Open(name, file.Options{Writable: true, Growable: true, Locks: &file.Locks{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, write := f.WriteAt([]byte{1}, 0)
+		grow := f.Resize(t.Context(), 512, block.ResizeOptions{})
+		exact := f.Resize(t.Context(), 512, block.ResizeOptions{Exact: true})
+		if !f.IsDevice() || f.Size() != 0 || !errors.Is(write, unix.ENOSPC) || !errors.Is(grow, block.ErrUnsupported) || grow.Error() == exact.Error() {
+			t.Errorf("%s: %d bytes; writing: %v, growing: %v, %v", name, f.Size(), write, grow, exact)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 	if _, err := file.Open(dir, file.Options{NoLock: true, Writable: true}); !errors.Is(err, block.ErrUnsupported) {

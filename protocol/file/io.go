@@ -103,7 +103,11 @@ func (f *File) checkChange(op string, off, n int64, grow bool) error {
 		return f.wrap(op, block.ErrReadOnly)
 	}
 	size := f.Size()
-	if grow && !f.device && off >= 0 && n >= 0 {
+	switch {
+	case !grow || off < 0 || n < 0:
+	case f.device && off+n > size:
+		return f.wrap(op, unix.ENOSPC) // as the kernel would
+	case !f.device:
 		size = max(size, off+n) // an overflow leaves size, and the check refuses
 	}
 	if err := block.CheckRange(off, n, size); err != nil {

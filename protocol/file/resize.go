@@ -33,14 +33,17 @@ func (f *File) Resize(ctx context.Context, size int64, opts block.ResizeOptions)
 	f.sizeMu.Lock()
 	defer f.sizeMu.Unlock()
 	old := f.Size()
+	none := opts.Prealloc == "" || opts.Prealloc == block.PreallocOff
 	switch {
-	case f.device && size > old:
-		return fmt.Errorf("resize %s: cannot grow a block device: %w", f.name, block.ErrUnsupported)
+	case f.device && !none:
+		return &DeviceSizeError{File: f.name, Prealloc: opts.Prealloc}
+	case f.device && (size > old || opts.Exact && size != old):
+		return &DeviceSizeError{File: f.name, Exact: opts.Exact}
 	case f.device:
 		return nil // what is behind the end is not used
 	case size < old && !opts.AllowShrink:
 		return fmt.Errorf("resize %s from %d to %d bytes: shrinking was not allowed: %w", f.name, old, size, block.ErrOutOfRange)
-	case size < old && opts.Prealloc != "" && opts.Prealloc != block.PreallocOff:
+	case size < old && !none:
 		return fmt.Errorf("resize %s: preallocation cannot be used for shrinking: %w", f.name, block.ErrUnsupported)
 	}
 	err := f.resize(ctx, old, size, opts.Prealloc)
@@ -66,32 +69,38 @@ func (f *File) resize(ctx context.Context, old, size int64, prealloc block.Preal
 		err := f.fallocate(0, old, size-old)
 		if cannot(err) {
 			// What the C library's posix_fallocate does, by our own means.
-			return f.fill(ctx, old, size)
+			return f.fill(ctx, old, size, prealloc)
 		}
 		if err != nil {
-			return f.wrap("preallocate", err)
+			return &PreallocError{File: f.name, Mode: prealloc, Err: err}
 		}
 		f.size.Store(size)
 		return f.writeFirst(old, size)
 	case block.PreallocFull:
-		return f.fill(ctx, old, size)
+		return f.fill(ctx, old, size, prealloc)
 	}
 	return fmt.Errorf("resize %s: preallocation mode '%s': %w", f.name, prealloc, block.ErrUnsupported)
 }
 
-// writeFirst writes the first block of a file that grew from nothing.
+// writeFirst writes the first block of a file that grew from nothing. It only
+// helps: a file of holes alone is as good on a disk without space for it.
 func (f *File) writeFirst(old, size int64) error {
+	n := int64(firstBlock)
 	switch {
 	case old > 0:
 		return nil
 	case size < firstBlock:
-		return f.writeZeros(0, min(size, block.SectorSize))
+		n = min(size, block.SectorSize)
 	}
-	return f.writeZeros(0, firstBlock)
+	err := f.writeZeros(0, n)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return nil
+	}
+	return err
 }
 
-// fill grows the file by writing zeros, and syncs it.
-func (f *File) fill(ctx context.Context, old, size int64) error {
+// fill grows the file by writing zeros, as mode asks for, and syncs it.
+func (f *File) fill(ctx context.Context, old, size int64, mode block.Preallocation) error {
 	if err := f.truncate(size); err != nil {
 		return err
 	}
@@ -101,7 +110,7 @@ func (f *File) fill(ctx context.Context, old, size int64) error {
 		}
 		n := min(size-at, int64(len(zeroes)))
 		if err := f.writeZeros(at, n); err != nil {
-			return err
+			return &PreallocError{File: f.name, Mode: mode, Err: err}
 		}
 		at += n
 	}
