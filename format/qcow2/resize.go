@@ -2,7 +2,9 @@ package qcow2
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/block"
 )
@@ -35,7 +37,7 @@ func (img *Image) resize(ctx context.Context, size int64, opts block.ResizeOptio
 	case size%block.SectorSize != 0:
 		return unsupportedf("The new size must be a multiple of %d", block.SectorSize)
 	case size > img.g.maxSize():
-		return unsupportedf("The image size is too large (try using a larger cluster size)")
+		return &errnoError{"the image size is too large, try a larger cluster size", block.ErrUnsupported, syscall.EFBIG}
 	case size == old:
 		return nil
 	case len(img.snapshots) > 0 && img.version < 3:
@@ -83,7 +85,7 @@ func (img *Image) grow(ctx context.Context, size int64, mode block.Preallocation
 	from := min(img.g.roundUp(old), size)
 	if mode != block.PreallocOff {
 		if err := img.preallocate(ctx, from, size, mode); err != nil {
-			return err
+			return errors.Join(err, img.undoGrow(context.WithoutCancel(ctx), old))
 		}
 	} else if img.backing != nil && img.backing.Size() > from {
 		// What a longer backing file has there must not show.
@@ -328,6 +330,34 @@ func (img *Image) shrink(ctx context.Context, size int64) error {
 			return err
 		}
 	}
+	if err := img.dropBehind(ctx, size); err != nil {
+		return err
+	}
+	if err := img.storeSize(size); err != nil {
+		return err
+	}
+	if err := img.cutExternal(ctx, size); err != nil {
+		return err
+	}
+	return img.cutFile(ctx)
+}
+
+// undoGrow undoes a preallocation that could not be completed, behind a disk of
+// size bytes: a full disk is not left full.
+func (img *Image) undoGrow(ctx context.Context, size int64) error {
+	if err := img.dropBehind(ctx, size); err != nil {
+		return err
+	}
+	if err := img.writeback(false); err != nil {
+		return err
+	}
+	return img.cutFile(ctx)
+}
+
+// dropBehind unlinks what lies behind a disk of size bytes, but for the rest of
+// its last cluster.
+func (img *Image) dropBehind(ctx context.Context, size int64) error {
+	g := img.g
 	tables := int(g.l1EntriesFor(size))
 	for off := g.roundUp(size); off < int64(len(img.l1))*g.l2Span(); {
 		if err := ctx.Err(); err != nil {
@@ -345,13 +375,7 @@ func (img *Image) shrink(ctx context.Context, size int64) error {
 		}
 		off = next
 	}
-	if err := img.storeSize(size); err != nil {
-		return err
-	}
-	if err := img.cutExternal(ctx, size); err != nil {
-		return err
-	}
-	return img.cutFile(ctx)
+	return nil
 }
 
 // dropEntries unlinks n clusters, and the L2 table that maps them if whole.
