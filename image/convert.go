@@ -309,6 +309,7 @@ func (c *conversion) checkTarget(drv format.Driver, target string) error {
 		return ErrCompressEncrypted
 	case c.opts.Compress && !hasOption(drv, "compression_type"):
 		return ErrNoCompression
+	case c.opts.NoCreate: // the target has the backing file that it has
 	case c.opts.BackingFile != "" && !hasOption(drv, "backing_file"):
 		return &NoBackingSupportError{Format: drv.Name()}
 	case c.opts.BackingFile != "" && c.opts.BackingFormat == "":
@@ -316,6 +317,9 @@ func (c *conversion) checkTarget(drv format.Driver, target string) error {
 	}
 	loc, err := parseName(target)
 	if err != nil {
+		if c.opts.NoCreate {
+			err = &OpenError{Name: target, Err: err}
+		}
 		return err
 	}
 	if err := c.refuseSource(target, loc.path); err != nil {

@@ -80,6 +80,8 @@ func (t *tool) failCommit(err error) int {
 	case errors.Is(err, image.ErrNoBacking):
 		text := image.ErrNoBacking.Error()
 		t.errorf("%s", strings.ToUpper(text[:1])+text[1:])
+	case noSpace(err):
+		t.errorf("Block job failed: %s", reasonText(err))
 	default:
 		t.errorf("%s", causeText(err))
 	}

@@ -45,13 +45,13 @@ func (t *tool) convert(args []string) int {
 		{Name: "target-cache", Arg: getopt.RequiredArgument, Val: 't'}, {Name: "target-format-options", Arg: getopt.RequiredArgument, Val: 'o'},
 		{Name: "backing", Arg: getopt.RequiredArgument, Val: 'B'}, {Name: "backing-format", Arg: getopt.RequiredArgument, Val: 'F'},
 		{Name: "no-create", Val: 'n'}, {Name: "sparse-size", Arg: getopt.RequiredArgument, Val: 'S'}, {Name: "compress", Val: 'c'},
-		{Name: "copy-range-offloading", Val: 'C'}, {Name: "parallel", Arg: getopt.RequiredArgument, Val: 'm'}, {Name: "oob", Val: 'W'},
+		{Name: "copy-range-offloading", Val: 'C'}, {Name: "parallel", Arg: getopt.RequiredArgument, Val: 'm'}, {Name: "oob-writes", Val: 'W'},
 		{Name: "rate-limit", Arg: getopt.RequiredArgument, Val: 'r'}, longQuiet, longProgress,
 	}
 	if t.extended() {
 		long[len(long)-1] = getopt.Long{Name: "progress", Arg: getopt.OptionalArgument, Val: optProgress}
 	}
-	a.common, status, done = t.parse(args, ":hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:", long, func(o getopt.Option) bool { return t.convertOption(&a, o) })
+	a.common, status, done = t.parse(args, ":hf:O:B:b:CcF:o:l:S:pt:T:qnm:WUr:", long, func(o getopt.Option) bool { return t.convertOption(&a, o) })
 	if done {
 		return status
 	}
@@ -70,7 +70,7 @@ func (t *tool) convertOption(a *convertArgs, o getopt.Option) (ok bool) {
 	switch o.Val {
 	case 'O':
 		a.outFormat = o.Arg
-	case 'B':
+	case 'B', 'b': // QEMU 10 calls it -b
 		a.backing = o.Arg
 	case 'C':
 		a.opts.CopyRange = true
@@ -233,7 +233,11 @@ func (t *tool) targetOptions(a *convertArgs) bool {
 func creationOptions(a *convertArgs) string {
 	o := &a.opts
 	drv := all.Find(a.outFormat)
-	if drv == nil && !a.targetOpts {
+	switch {
+	case drv != nil || a.targetOpts:
+	case o.NoCreate:
+		return "Could not open '" + a.target + "': Unknown driver '" + a.outFormat + "'"
+	default:
 		return "Unknown file format '" + a.outFormat + "'"
 	}
 	o.Format = a.outFormat
@@ -263,6 +267,9 @@ func creationOptions(a *convertArgs) string {
 		case o.Compress && prealloc != "" && prealloc != "off":
 			return "Compression and preallocation not supported at the same time"
 		}
+	}
+	if o.TargetZero && o.BackingFile != "" {
+		return "Cannot use --target-is-zero when the destination image has a backing file"
 	}
 	if len(a.sources) > 1 && o.BackingFile != "" {
 		return "Having a backing file for the target makes no sense when concatenating multiple input images"
@@ -368,7 +375,7 @@ func (t *tool) failConvert(a convertArgs, err error) int {
 		if a.opts.BackingFormat != "" && a.opts.BackingFile == "" {
 			text = "Backing format cannot be used without backing file"
 		} else {
-			text = createText(target.Err, target.Format, hasClusters(target.Format))
+			text = createText(target.Err, target.Format, a.opts.Values["preallocation"])
 		}
 		t.errorf("%s: error while converting %s: %s", target.Name, target.Format, text)
 	case errors.As(err, &cp):

@@ -2,8 +2,11 @@ package qemuimg
 
 import (
 	"errors"
+	"math"
 	"strconv"
+	"syscall"
 
+	"github.com/lamina-vm/lamina/block"
 	"github.com/lamina-vm/lamina/format/all"
 	"github.com/lamina-vm/lamina/image"
 	"github.com/lamina-vm/lamina/internal/getopt"
@@ -25,12 +28,12 @@ func (t *tool) create(args []string) int {
 	var a createArgs
 	var status int
 	var done bool
-	a.common, status, done = t.parse(args, ":F:b:f:ho:qu", []getopt.Long{
+	a.common, status, done = t.parse(args, ":F:B:b:f:ho:qu", []getopt.Long{
 		longHelp, longObject, longFormat, longOptions, longQuiet, {Name: "backing", Arg: getopt.RequiredArgument, Val: 'b'},
-		{Name: "backing-format", Arg: getopt.RequiredArgument, Val: 'F'}, {Name: "backing-unchecked", Val: 'u'},
+		{Name: "backing-format", Arg: getopt.RequiredArgument, Val: 'F'}, {Name: "backing-unsafe", Val: 'u'},
 	}, func(o getopt.Option) bool {
 		switch o.Val {
-		case 'F':
+		case 'F', 'B': // QEMU 10 calls it -B
 			a.backingFormat = o.Arg
 		case 'b':
 			a.backing = o.Arg
@@ -159,10 +162,16 @@ func (t *tool) runCreate(a createArgs) int {
 	if a.backingFormat != "" && a.backing == "" {
 		return fail("Backing format cannot be used without backing file")
 	}
-	if err := plan.Create(t.ctx); err != nil {
-		return fail(createText(err, a.format, hasClusters(a.format)))
+	err = plan.Create(t.ctx)
+	switch {
+	case err == nil:
+		return exitOK
+	case plan.Size <= math.MaxInt64-block.SectorSize+1:
+		return fail(createText(err, a.format, c.values["preallocation"]))
+	case hasClusters(a.format): // a size that cannot be rounded up to sectors
+		return fail("Could not resize image: Image size cannot be negative")
 	}
-	return exitOK
+	return fail("Could not resize file: " + errnoText(syscall.EINVAL))
 }
 
 // failPlan reports why an image cannot be made.

@@ -135,7 +135,7 @@ func (t *tool) failDD(a ddArgs, err error) int {
 	)
 	switch {
 	case errors.As(err, &target):
-		t.errorf("%s: error while creating output image: %s", target.Name, createText(target.Err, target.Format, hasClusters(target.Format)))
+		t.errorf("%s: error while creating output image: %s", target.Name, createText(target.Err, target.Format, ""))
 	case errors.As(err, &cp) && cp.Writing:
 		t.errorf("error while writing to output image file: %s", reasonText(cp.Err))
 	case errors.As(err, &cp):

@@ -275,7 +275,7 @@ func put(t *testing.T, name string, b []byte) {
 var needs = map[string][]string{
 	"b.qcow2": {"a.raw"}, "c.qcow2": {"b.qcow2"}, "deep.qcow2": {"c.qcow2"}, "missing2.qcow2": {"missing.qcow2"},
 	"snaps.qcow2": {"a.raw"}, "oldsnaps.qcow2": {"a.raw"}, "snap3M.qcow2": {"small"}, "snap512k.qcow2": {"small"},
-	"loop1.qcow2": {"loop2.qcow2"}, "loop2.qcow2": {"loop1.qcow2"}, "link.qcow2": {"a.qcow2"}, "over.qcow2": {"c.qcow2", "a.qcow2"},
+	"leaf.qcow2": {"base.qcow2"}, "fresh.qcow2": {"base.qcow2"}, "loop1.qcow2": {"loop2.qcow2"}, "loop2.qcow2": {"loop1.qcow2"}, "link.qcow2": {"a.qcow2"}, "over.qcow2": {"c.qcow2", "a.qcow2"},
 	"d.qcow2": {"d.data"}, "r.qcow2": {"r.data"}, "o.qcow2": {"o.data", "a.raw"}, "e.qcow2": {"e.data"}, "top.qcow2": {"d.qcow2"}, "gone.qcow2": {"gone.data"}, "overgone.qcow2": {"gone.qcow2"},
 	"onfull.qcow2": {"full.qcow2"}, "v2onraw.qcow2": {"a.raw"}, "cfine.qcow2": {"c.qcow2"}, "cshort.qcow2": {"small"}, "onv2.qcow2": {"v2.qcow2"},
 	"cmid.qcow2": {"cfull.qcow2"}, "ctop.qcow2": {"cmid.qcow2"}, "onsnaps.qcow2": {"snaps.qcow2"},

@@ -28,6 +28,7 @@ func causeText(err error) string {
 		backing *image.BackingError
 		lock    *file.LockError
 		regular *file.NotRegularError
+		device  *file.DeviceSizeError
 		unknown *image.UnknownFormatError
 		not     *image.NotFormatError
 		proto   *image.ProtocolError
@@ -40,6 +41,8 @@ func causeText(err error) string {
 		return lock.Error()
 	case errors.As(err, &regular):
 		return regular.Error()
+	case errors.As(err, &device):
+		return device.Error()
 	case errors.As(err, &unknown):
 		return "Unknown driver '" + unknown.Format + "'"
 	case errors.As(err, &not):
@@ -54,27 +57,82 @@ func causeText(err error) string {
 	return plainText(err)
 }
 
-// createText says why an image could not be made.
-func createText(err error, formatName string, hasClusters bool) string {
+// createText says why an image could not be made; prealloc is the option's
+// value.
+func createText(err error, formatName, prealloc string) string {
 	var (
 		path    *fs.PathError
 		regular *file.NotRegularError
 	)
+	clusters := hasClusters(formatName)
+	text, sized := sizeText(err)
 	switch {
 	case errors.As(err, &regular):
-		if isDirectory(regular.File) {
+		switch st, err := os.Stat(regular.File); {
+		case err == nil && st.IsDir():
 			return "Could not create '" + regular.File + "': " + errnoText(syscall.EISDIR)
+		case err == nil && st.Mode()&fs.ModeNamedPipe != 0:
+			return "Could not resize file: " + errnoText(syscall.EINVAL)
 		}
 		return causeText(err)
+	case sized && clusters:
+		return "Could not resize image: " + underlying(err) + text
+	case sized:
+		return text
 	case errors.Is(err, syscall.EFBIG):
-		if hasClusters {
+		if clusters {
 			return "The image size is too large for file format '" + formatName + "' (try using a larger cluster size)"
 		}
 		return "The image size is too large for file format '" + formatName + "'"
+	case noSpace(err) && clusters && prealloc != "" && prealloc != string(block.PreallocOff):
+		return "Could not resize image: Allocating clusters failed: " + reasonText(err)
+	case noSpace(err) && clusters:
+		return "Could not write " + formatName + " header: " + reasonText(err)
 	case errors.As(err, &path) && path.Op == "open":
 		return "Could not create '" + path.Path + "': " + errnoText(path.Err)
 	}
 	return causeText(err)
+}
+
+// sizeText says why a file did not get its size or its space; false is for
+// other errors.
+func sizeText(err error) (string, bool) {
+	var (
+		device   *file.DeviceSizeError
+		prealloc *file.PreallocError
+	)
+	switch {
+	case errors.As(err, &device):
+		return device.Error(), true
+	case errors.As(err, &prealloc):
+		return preallocText(prealloc.Mode) + reasonText(prealloc.Err), true
+	}
+	return "", false
+}
+
+// underlying is what stock puts before [sizeText] where the file is that of an
+// image with clusters: where it only had to grow it says nothing.
+func underlying(err error) string {
+	var device *file.DeviceSizeError
+	if errors.As(err, &device) && device.Prealloc == "" {
+		return ""
+	}
+	return failedUnderlying
+}
+
+const failedUnderlying = "Failed to resize underlying file: "
+
+// preallocText is what stock was doing when it could not reserve space.
+func preallocText(mode block.Preallocation) string {
+	if mode == block.PreallocFull {
+		return "Could not write zeros for preallocation: "
+	}
+	return "Could not preallocate new data: "
+}
+
+// noSpace reports whether the disk is full.
+func noSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 func isDirectory(name string) bool {

@@ -17,7 +17,7 @@ func (t *tool) rebase(args []string) int {
 	hasBacking := false
 	c, status, done := t.parse(args, ":hf:F:B:b:upt:T:qUc", []getopt.Long{
 		longHelp, longObject, longImageOpts, longForce, longFormat, longCache, longQuiet, longProgress,
-		{Name: "src-cache", Arg: getopt.RequiredArgument, Val: 'T'}, {Name: "compress", Val: 'c'}, {Name: "unsafe", Val: 'u'},
+		{Name: "backing-cache", Arg: getopt.RequiredArgument, Val: 'T'}, {Name: "compress", Val: 'c'}, {Name: "backing-unsafe", Val: 'u'},
 		{Name: "backing", Arg: getopt.RequiredArgument, Val: 'b'}, {Name: "backing-format", Arg: getopt.RequiredArgument, Val: 'F'},
 	}, func(o getopt.Option) bool {
 		switch o.Val {

@@ -44,7 +44,7 @@ func (t *tool) resize(args []string) int {
 		t.warnProbed(src.name)
 	}
 	if err != nil {
-		return t.failResize(src.name, err)
+		return t.failResize(src.name, opts.Prealloc, res, err)
 	}
 	if !c.quiet {
 		t.printf("Image resized.\n")
@@ -101,7 +101,10 @@ func (t *tool) sizeChange(arg string, opts *image.ResizeOptions) bool {
 	return false
 }
 
-func (t *tool) failResize(name string, err error) int {
+// maxLength is the largest disk that stock takes.
+const maxLength = math.MaxInt64 >> 30 << 30
+
+func (t *tool) failResize(name string, prealloc block.Preallocation, res image.ResizeResult, err error) int {
 	var (
 		open    *image.OpenError
 		cut     *image.CutError
@@ -109,6 +112,7 @@ func (t *tool) failResize(name string, err error) int {
 		errno   syscall.Errno
 	)
 	var broken *format.InconsistentBitmapError
+	text, sized := sizeText(err)
 	switch {
 	case errors.As(err, &broken):
 		t.errorf("%s", broken.Error())
@@ -127,10 +131,35 @@ func (t *tool) failResize(name string, err error) int {
 	case errors.As(err, &cut):
 		t.errorf("%s", fmt.Sprintf("Partition %d (%s partition table) ends at %d bytes and would be cut: make it smaller first, or use --force-shrink to lose what is behind the new end.",
 			cut.Partition.Number, cut.Scheme, cut.Partition.End()))
+	case res.New > maxLength:
+		t.errorf("offset(%d) exceeds maximum(%d)", res.New, int64(maxLength))
+	case hasClusters(res.Format):
+		t.errorf("%s", clusterResizeText(name, prealloc, err))
+	case sized:
+		t.errorf("%s", text)
 	case errors.As(err, &errno):
 		t.errorf("Could not resize file: %s", errnoText(errno))
 	default:
 		t.errorf("%s", strings.TrimPrefix(plainText(err), "resize "+name+": "))
 	}
 	return exitFailed
+}
+
+// clusterResizeText says why an image that has clusters could not be resized.
+func clusterResizeText(name string, prealloc block.Preallocation, err error) string {
+	text, sized := sizeText(err)
+	var errno syscall.Errno
+	switch full := noSpace(err); {
+	case sized:
+		return underlying(err) + text
+	case full && (prealloc == block.PreallocFull || prealloc == block.PreallocFalloc):
+		return failedUnderlying + preallocText(prealloc) + reasonText(err)
+	case full && prealloc == block.PreallocMetadata:
+		return "Allocating clusters failed: " + reasonText(err)
+	case full || errors.Is(err, syscall.EFBIG):
+		return "Failed to grow the L1 table: " + reasonText(err)
+	case errors.As(err, &errno):
+		return "Could not resize file: " + errnoText(errno)
+	}
+	return strings.TrimPrefix(plainText(err), "resize "+name+": ")
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-vm/lamina/internal/getopt"
 )
 
-const snapshotSyntax = "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename"
+const snapshotSyntax = "[--object objectdef] [--image-opts | -f fmt] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename"
 
 // snapshotArgs is the command line of snapshot.
 type snapshotArgs struct {
@@ -24,7 +24,11 @@ type snapshotArgs struct {
 
 func (t *tool) snapshot(args []string) int {
 	a := snapshotArgs{opts: image.SnapshotOptions{Secrets: &t.secrets}}
-	c, status, done := t.parse(args, ":la:c:d:hqU", []getopt.Long{longHelp, longObject, longImageOpts, longForce}, func(o getopt.Option) bool {
+	c, status, done := t.parse(args, ":f:la:c:d:hqU", []getopt.Long{
+		longHelp, longObject, longImageOpts, longForce, longFormat, longQuiet, {Name: "list", Val: 'l'},
+		{Name: "apply", Arg: getopt.RequiredArgument, Val: 'a'}, {Name: "create", Arg: getopt.RequiredArgument, Val: 'c'},
+		{Name: "delete", Arg: getopt.RequiredArgument, Val: 'd'},
+	}, func(o getopt.Option) bool {
 		if a.action != 0 {
 			t.exit("Cannot mix '-l', '-a', '-c', '-d'")
 			return false
