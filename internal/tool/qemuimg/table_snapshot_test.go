@@ -14,7 +14,7 @@ var snapshotTable = []diffGroup{
 			{lines: "snapshot -c a.qcow2"},
 			{lines: "snapshot a.qcow2 b"},
 			{lines: "snapshot -Z a.qcow2"},
-			{lines: "snapshot -f qcow2 -l a.qcow2"},
+			{lines: "snapshot -f qcow2 -l snap.qcow2", why: whyNewer, has: "two"},
 			{lines: "snapshot --foo a.qcow2"},
 			{lines: "snapshot --force-share"},
 			{lines: "snapshot a.qcow2"},
