@@ -7,7 +7,7 @@ packages=(
   # what Lamina runs on
   qemu-system-x86 seabios ipxe-qemu openssh-client
   # the stock tools that the tests compare with
-  qemu-utils hyperfine
+  qemu-utils hyperfine virtinst libosinfo-bin osinfo-db
   # the race detector's C library (the product itself uses no cgo)
   gcc libc6-dev
   # the test guests' builders
