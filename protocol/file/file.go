@@ -68,6 +68,18 @@ func (e *NotRegularError) Error() string {
 // Is makes the error match [block.ErrUnsupported].
 func (e *NotRegularError) Is(target error) bool { return target == block.ErrUnsupported }
 
+// DirectError is for a file system or device that cannot bypass the page cache.
+// It matches [block.ErrUnsupported].
+type DirectError struct{ File string }
+
+// Error says what to do instead.
+func (e *DirectError) Error() string {
+	return fmt.Sprintf("open %s: the file system does not do direct I/O (O_DIRECT), use a cache mode other than none and directsync: %v", e.File, block.ErrUnsupported)
+}
+
+// Is makes the error match [block.ErrUnsupported].
+func (e *DirectError) Is(target error) bool { return target == block.ErrUnsupported }
+
 // DeviceSizeError is for a size, or a preallocation, that a device cannot get.
 // Its text is stock QEMU's; it matches [block.ErrUnsupported].
 type DeviceSizeError struct {
@@ -180,7 +192,7 @@ func openFD(path string, flags int, mode fs.FileMode, direct bool) (*os.File, er
 		case errors.Is(err, unix.EINTR):
 			continue
 		case direct && errors.Is(err, unix.EINVAL):
-			return nil, fmt.Errorf("open %s: the file system does not do direct I/O (O_DIRECT), use a cache mode other than none and directsync: %w", path, block.ErrUnsupported)
+			return nil, &DirectError{File: path}
 		case err != nil:
 			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 		}
@@ -285,7 +297,11 @@ func (f *File) Flush() error {
 	if !f.opts.Writable {
 		return nil
 	}
-	if err := withFD(f.f, unix.Fdatasync); err != nil {
+	err := withFD(f.f, unix.Fdatasync)
+	if f.device && f.Size() == 0 && errors.Is(err, unix.EINVAL) {
+		err = nil // a memory device keeps nothing
+	}
+	if err != nil {
 		f.flushErr = f.wrap("flush", err)
 		return f.flushErr
 	}

@@ -29,6 +29,7 @@ func causeText(err error) string {
 		lock    *file.LockError
 		regular *file.NotRegularError
 		device  *file.DeviceSizeError
+		direct  *file.DirectError
 		unknown *image.UnknownFormatError
 		not     *image.NotFormatError
 		proto   *image.ProtocolError
@@ -43,6 +44,8 @@ func causeText(err error) string {
 		return regular.Error()
 	case errors.As(err, &device):
 		return device.Error()
+	case errors.As(err, &direct):
+		return "Could not open '" + direct.File + "': filesystem does not support O_DIRECT"
 	case errors.As(err, &unknown):
 		return "Unknown driver '" + unknown.Format + "'"
 	case errors.As(err, &not):

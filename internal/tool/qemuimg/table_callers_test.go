@@ -69,7 +69,7 @@ var callersTable = []diffGroup{
 			{lines: "info /dev/zero; info -f raw --output=json /dev/null; map /dev/null; map --output=json /dev/zero; check /dev/null; measure /dev/zero; info -f qcow2 /dev/null; info -f raw /dev/urandom"},
 			{lines: "convert /dev/null x; convert -f raw -O qcow2 /dev/zero y; dd if=/dev/zero of=z bs=1M count=2; compare /dev/null empty; create -f qcow2 -b /dev/null -F raw w; snapshot -l /dev/null"},
 			{lines: "create /dev/full 1M; convert a.raw /dev/full; convert -n a.raw /dev/full; dd if=small of=/dev/full; create -o preallocation=full /dev/full 1M; convert -O qcow2 -n small /dev/full; " +
-				"resize /dev/full 1M; resize -f raw --shrink /dev/full 1M; resize -f raw --preallocation=full /dev/full 1M; snapshot -c x /dev/full; commit -f raw /dev/full; rebase -u -f raw -b small -F raw /dev/full"},
+				"resize /dev/full 1M; resize -f raw --shrink /dev/full 1M; resize -f raw --preallocation=full /dev/full 1M; snapshot -c x /dev/full; convert empty /dev/full; create /dev/full 0; convert -T none /dev/zero x; commit -f raw /dev/full; rebase -u -f raw -b small -F raw /dev/full"},
 			{lines: "create -f qcow2 /dev/random 1M", why: "a device that is too small is full; the stock tool looks for the header that it could not write", has: "No space left on device"},
 			{lines: "info --image-opts driver=file,filename=/dev/null; info --image-opts driver=host_device,filename=/dev/null; info --image-opts file.driver=host_device,file.filename=small; info --image-opts file.filename=/dev/null,driver=raw"},
 			{lines: "create fifo/ff 1M; create -f qcow2 fifo/ff 1M; convert a.raw fifo/ff; dd if=small of=fifo/ff bs=1M"},
