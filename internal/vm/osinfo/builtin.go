@@ -118,7 +118,7 @@ var builtinIndex = sync.OnceValue(func() map[string]*entry {
 		for _, release := range releases(fields[5]) {
 			r := builtinRecord(fields, release)
 			key := entityKey("os", r.id)
-			index[key] = &entry{key, func() (*record, error) { return r, nil }}
+			index[key] = &entry{key: key, read: func() (*record, error) { return r, nil }}
 		}
 	}
 	return index

@@ -153,13 +153,16 @@ func readDocument(path string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = f.Close() }()
-	var b strings.Builder
-	b.Grow(int(min(max(info.Size(), 0), maxDocument)) + 1)
-	if _, err := io.Copy(&b, io.LimitReader(f, maxDocument+1)); err != nil {
+	if info.Size() > maxDocument {
+		return "", fmt.Errorf("%s: %d bytes, more than the limit of %d", path, info.Size(), maxDocument)
+	}
+	buf := make([]byte, info.Size()+1)
+	n, err := io.ReadFull(f, buf)
+	switch {
+	case err == nil:
+		return "", fmt.Errorf("%s: grew while it was read", path)
+	case err != io.EOF && err != io.ErrUnexpectedEOF:
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	if b.Len() > maxDocument {
-		return "", fmt.Errorf("%s: larger than %d bytes", path, maxDocument)
-	}
-	return b.String(), nil
+	return string(buf[:n]), nil
 }

@@ -11,8 +11,8 @@
 //
 // Nothing is read before it is asked for: a short id such as debian12 costs
 // the listing of the folders and the documents of that system and its
-// ancestors, some milliseconds; only [DB.List], [DB.Detect], aliases and
-// unknown names read the whole database.
+// ancestors, some milliseconds; only [DB.List], [DB.Detect] and unknown names
+// parse the whole database.
 package osinfo
 
 import (
@@ -50,8 +50,9 @@ type DB struct {
 
 // entry is one operating system, read when it is first needed.
 type entry struct {
-	key  string
-	read func() (*record, error)
+	key   string
+	files files // none in the built-in table
+	read  func() (*record, error)
 }
 
 // Open returns the database of the given layers, of which later ones override
@@ -64,7 +65,7 @@ func Open(dirs ...string) *DB {
 		db.report(problems...)
 		index := make(map[string]*entry, len(found))
 		for key, f := range found {
-			index[key] = &entry{key, sync.OnceValues(func() (*record, error) {
+			index[key] = &entry{key, f, sync.OnceValues(func() (*record, error) {
 				r, err := readRecord(key, f)
 				if err != nil {
 					db.report(err)
@@ -152,6 +153,25 @@ func (db *DB) lookupFast(name string) *record {
 		}
 		if r, err := e.read(); err == nil && slices.Contains(r.shortIDs, name) {
 			return r
+		}
+	}
+	return db.lookupText(name)
+}
+
+// lookupText looks for a short id in the documents' text, in the order of
+// their keys, and parses only those that hold it, as parsing takes most of the
+// time.
+func (db *DB) lookupText(name string) *record {
+	index := db.index()
+	for _, key := range slices.Sorted(maps.Keys(index)) {
+		for _, path := range index[key].files.all() {
+			doc, err := readDocument(path)
+			if err != nil || !strings.Contains(doc, ">"+name+"</short-id>") {
+				continue // what cannot be read is reported where all is read
+			}
+			if r, err := index[key].read(); err == nil && slices.Contains(r.shortIDs, name) {
+				return r
+			}
 		}
 	}
 	return nil
