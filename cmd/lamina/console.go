@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -77,7 +78,7 @@ func (a *app) attach(ctx context.Context, c *client.Client, name string) (err er
 			switch {
 			case errors.Is(err, errLeft):
 				return nil
-			case err != nil:
+			case err != nil && !hungUp(err):
 				return fmt.Errorf("console of %s: %w", name, err)
 			}
 			left = nil // the input is at its end; the guest may still talk
@@ -85,7 +86,7 @@ func (a *app) attach(ctx context.Context, c *client.Client, name string) (err er
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if err != nil {
+			if err != nil && !hungUp(err) {
 				return fmt.Errorf("console of %s: %w", name, err)
 			}
 			if interactive {
@@ -94,6 +95,12 @@ func (a *app) attach(ctx context.Context, c *client.Client, name string) (err er
 			return nil
 		}
 	}
+}
+
+// hungUp says whether an error is how the end of the other side shows when
+// there was something typed that it had not read.
+func hungUp(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // errLeft: the person pressed the escape key.
