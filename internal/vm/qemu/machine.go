@@ -151,9 +151,21 @@ func (m *machine) execute(ctx context.Context, command string, args, result any)
 	return err
 }
 
+// isReleased says whether the machine was let go of while it ran. One that
+// has ended is released by whoever waited for that, a moment before others that
+// wait see it: to them it has ended.
 func (m *machine) isReleased() bool {
 	select {
 	case <-m.released:
+		return !m.hasEnded()
+	default:
+		return false
+	}
+}
+
+func (m *machine) hasEnded() bool {
+	select {
+	case <-m.ended:
 		return true
 	default:
 		return false
@@ -208,19 +220,11 @@ func (m *machine) exitNow() vm.Exit {
 
 // Wait implements [vm.Machine].
 func (m *machine) Wait(ctx context.Context) (vm.Exit, error) {
-	select {
-	case <-m.ended:
-		return m.exitNow(), nil
-	default:
+	err := m.waitEnded(ctx)
+	if err != nil {
+		return vm.Exit{}, err
 	}
-	select {
-	case <-m.ended:
-		return m.exitNow(), nil
-	case <-m.released:
-		return vm.Exit{}, errReleased
-	case <-ctx.Done():
-		return vm.Exit{}, ctx.Err()
-	}
+	return m.exitNow(), nil
 }
 
 // Shutdown implements [vm.Machine].
@@ -263,14 +267,18 @@ func (m *machine) quit(ctx context.Context) bool {
 }
 
 func (m *machine) waitEnded(ctx context.Context) error {
+	err := error(nil)
 	select {
 	case <-m.ended:
-		return nil
 	case <-m.released:
-		return errReleased
+		err = errReleased
 	case <-ctx.Done():
-		return ctx.Err()
+		err = ctx.Err()
 	}
+	if m.hasEnded() { // whatever else is so
+		return nil
+	}
+	return err
 }
 
 // SerialSocket implements [vm.Machine]. Where the folder's path is too long

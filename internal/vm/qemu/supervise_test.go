@@ -52,6 +52,31 @@ func TestFault(t *testing.T) {
 	}
 }
 
+// TestKilledAndReleased: whoever kills a machine is told that it has ended also
+// where another one, who waited for the end, has released it by then.
+func TestKilledAndReleased(t *testing.T) {
+	m := vmtest.Start(t, New(Options{}), vmtest.Spec(t), t.TempDir())
+	released := make(chan error, 1)
+	go func() {
+		_, err := m.Wait(context.WithoutCancel(t.Context()))
+		released <- errors.Join(err, m.Release())
+	}()
+	if err := m.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-released; err != nil {
+		t.Error(err)
+	}
+	for range 50 { // a select takes any of what is ready
+		if err := m.Kill(t.Context()); err != nil {
+			t.Fatalf("again: %v", err)
+		}
+		if e, err := m.Wait(t.Context()); err != nil || e.Reason != "killed" {
+			t.Fatalf("again: %+v, %v", e, err)
+		}
+	}
+}
+
 // TestStuckQEMU: one that answers nothing is killed all the same.
 func TestStuckQEMU(t *testing.T) {
 	dir := t.TempDir()
