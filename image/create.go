@@ -410,14 +410,16 @@ func (p *CreatePlan) safe() bool {
 }
 
 // close closes the file, which is undone if err, or closing it, says that it is
-// not what it should be. Before the locks go, and with them the right to the
-// file: another program may be making an image there a moment later.
+// not what it should be. A new file is removed before the locks go, and with
+// them the right to it: another program may be making an image there a moment
+// later. One that was there is emptied behind the close, which may still write
+// tables into it.
 func (m madeFile) close(n block.Node, err error) error {
 	if err != nil {
-		m.undo()
+		m.remove()
 	}
 	closeErr := n.Close()
-	if err == nil && closeErr != nil {
+	if err != nil || closeErr != nil {
 		m.undo()
 	}
 	return errors.Join(err, closeErr)
@@ -427,16 +429,35 @@ func (m madeFile) close(n block.Node, err error) error {
 // its old content is gone already, and half an image would look like one.
 // Errors do not matter beside the one that led here.
 func (m madeFile) undo() {
+	m.remove()
 	if m.data != nil {
 		m.data.undo()
 	}
-	st, err := os.Stat(m.path)
-	switch {
-	case err != nil || !os.SameFile(st, m.file):
-	case m.isNew:
+	if st, err := os.Stat(m.path); m.isNew || err != nil || !st.Mode().IsRegular() {
+		return
+	}
+	// With the locks, as whoever has it by now has made it anew.
+	locks := file.WriteLocks()
+	f, err := file.Open(m.path, file.Options{Writable: true, Locks: &locks})
+	if err != nil {
+		return
+	}
+	if st, err := f.Stat(); err == nil && os.SameFile(st, m.file) {
+		_ = f.Resize(context.Background(), 0, block.ResizeOptions{AllowShrink: true})
+	}
+	_ = f.Close()
+}
+
+// remove removes what was not there before, unless it is another file by now.
+func (m madeFile) remove() {
+	if m.data != nil {
+		m.data.remove()
+	}
+	if !m.isNew {
+		return
+	}
+	if st, err := os.Stat(m.path); err == nil && os.SameFile(st, m.file) {
 		_ = os.Remove(m.path)
-	case st.Mode().IsRegular():
-		_ = os.Truncate(m.path, 0)
 	}
 }
 

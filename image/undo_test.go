@@ -64,6 +64,33 @@ func TestConvertTargetTaken(t *testing.T) {
 	}
 }
 
+// A conversion that fails, or is cancelled, leaves no part of an image in a file
+// that was there before: neither what it wrote nor what closing it writes.
+func TestConvertFailedOntoFile(t *testing.T) {
+	for _, format := range []string{"raw", "qcow2"} {
+		dir := t.TempDir()
+		src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
+		for name, n := range map[string]int{src: 8 << 20, dst: 100} {
+			if err := os.WriteFile(name, bytes.Repeat([]byte("d"), n), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		err := Convert(ctx, []string{src}, dst, ConvertOptions{SourceFormat: "raw", Format: format, Progress: func(done, _ int64) {
+			if done > 0 {
+				cancel()
+			}
+		}})
+		cancel()
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", format, err)
+		}
+		if st, err := os.Stat(dst); err != nil || st.Size() != 0 {
+			t.Errorf("%s: %v, %v", format, st, err)
+		}
+	}
+}
+
 // The target gets another file's name while it is filled: a failure does not
 // touch that one.
 func TestConvertTargetReplaced(t *testing.T) {
