@@ -19,9 +19,12 @@
 //	POST   /v1/machines        RunRequest    events, result Machine; the machine stays when the client goes
 //	POST   /v1/clones          CloneRequest  events, result []Machine
 //	GET    /v1/machines/{name}               Machine
-//	DELETE /v1/machines/{name}?force=1       204; a running machine needs force
+//	POST   /v1/define          DefineRequest events, result Machine; the machine stays when the client goes
+//	DELETE /v1/machines/{name}?force=1&disks=1  204; a running machine needs force; disks: see Client.Remove
 //	POST   /v1/machines/{name}/start  StartRequest  events, result Machine; stays
 //	POST   /v1/machines/{name}/stop   StopRequest   events, result Machine
+//	GET    /v1/machines/{name}/wait?for=end|installed  events, result Machine; see [WaitFor]
+//	POST   /v1/machines/{name}/autostart  AutostartRequest  Machine
 //	GET    /v1/machines/{name}/boot          events of the current boot from its first, then as they come, until login or problem
 //	GET    /v1/machines/{name}/log?follow=1&tail=N  the serial log as it is (text/plain)
 //	GET    /v1/machines/{name}/screen?format=text|png
@@ -182,6 +185,8 @@ type CloneRequest struct {
 
 // StartRequest starts a stopped machine.
 type StartRequest struct {
+	// Install repeats an install phase that was interrupted.
+	Install bool          `json:"install,omitempty"`
 	NoWait  bool          `json:"noWait,omitempty"`
 	Timeout time.Duration `json:"timeout,omitempty"`
 }
@@ -201,9 +206,12 @@ const (
 	Starting MachineState = "starting" // on its way to login
 	Login    MachineState = "login"    // at its login prompt
 	Running  MachineState = "running"  // executes; the boot is not watched (any more)
-	Stuck    MachineState = "stuck"    // the boot stopped; Problem says why
-	Stopped  MachineState = "stopped"
-	Crashed  MachineState = "crashed"
+	// Installing: the install phase of a machine runs (see [Install]) and has
+	// shown no login prompt.
+	Installing MachineState = "installing"
+	Stuck      MachineState = "stuck" // the boot stopped; Problem says why
+	Stopped    MachineState = "stopped"
+	Crashed    MachineState = "crashed"
 )
 
 // Machine is a machine as the daemon knows it.
@@ -224,6 +232,10 @@ type Machine struct {
 	LoginIn time.Duration `json:"loginIn,omitempty"` // from start to the login prompt
 	Problem *boot.Problem `json:"problem,omitempty"`
 	Exit    *vm.Exit      `json:"exit,omitempty"` // how it ended last
+
+	// Definition is set for a machine that was made by a [DefineRequest];
+	// such a machine has no Template and no Digest.
+	Definition *Definition `json:"definition,omitempty"`
 
 	SSHPort int    `json:"sshPort,omitempty"` // on 127.0.0.1, while it runs
 	User    string `json:"user,omitempty"`    // to log in as

@@ -94,6 +94,24 @@ func (c *Client) Clone(ctx context.Context, req api.CloneRequest, on EventFunc) 
 	return stream[[]api.Machine](ctx, c, "POST", "/v1/clones", req, on)
 }
 
+// Define makes a machine of a whole description and, if asked to, starts it. If
+// it fails nothing is left, and the files that the request names are as they
+// were. Once started, the machine stays when ctx ends.
+func (c *Client) Define(ctx context.Context, req api.DefineRequest, on EventFunc) (api.Machine, error) {
+	return stream[api.Machine](ctx, c, "POST", "/v1/define", req, on)
+}
+
+// Wait waits until a machine has ended or its install phase is over. It returns
+// the machine as it is then.
+func (c *Client) Wait(ctx context.Context, name string, what api.WaitFor, on EventFunc) (api.Machine, error) {
+	return stream[api.Machine](ctx, c, "GET", machine(name)+"/wait?for="+url.QueryEscape(string(what)), nil, on)
+}
+
+// Autostart says whether a machine starts with the daemon.
+func (c *Client) Autostart(ctx context.Context, name string, on bool) error {
+	return c.call(ctx, "POST", machine(name)+"/autostart", api.AutostartRequest{On: on})
+}
+
 // Start starts a machine and follows its boot. The machine stays when ctx ends.
 func (c *Client) Start(ctx context.Context, name string, req api.StartRequest, on EventFunc) (api.Machine, error) {
 	return stream[api.Machine](ctx, c, "POST", machine(name)+"/start", req, on)
@@ -105,11 +123,28 @@ func (c *Client) Stop(ctx context.Context, name string, req api.StopRequest, on 
 }
 
 // Remove removes a machine with all that is its own; a running one only with
-// force.
+// force. The disks of a machine that was made by Define are not its own.
 func (c *Client) Remove(ctx context.Context, name string, force bool) error {
-	path := machine(name)
+	return c.remove(ctx, name, force, false)
+}
+
+// RemoveDisks is Remove, and removes the machine's writable disk images too,
+// unless another machine needs one of them: then nothing is removed.
+func (c *Client) RemoveDisks(ctx context.Context, name string, force bool) error {
+	return c.remove(ctx, name, force, true)
+}
+
+func (c *Client) remove(ctx context.Context, name string, force, disks bool) error {
+	q := url.Values{}
 	if force {
-		path += "?force=1"
+		q.Set("force", "1")
+	}
+	if disks {
+		q.Set("disks", "1")
+	}
+	path := machine(name)
+	if len(q) > 0 {
+		path += "?" + q.Encode()
 	}
 	return c.call(ctx, "DELETE", path, nil)
 }

@@ -97,10 +97,21 @@ type RunInfo struct {
 
 // Exit says why a machine's process ended.
 type Exit struct {
-	State  State  `json:"state"`  // StateStopped or StateCrashed
+	State State `json:"state"` // StateStopped or StateCrashed
+	// Cause is what ended it, "" where only Reason tells.
+	Cause  Cause  `json:"cause,omitempty"`
 	Reason string `json:"reason"` // "guest shut down", "killed", QEMU's last words
 	// Failed says that the machine's process failed by itself (an assertion,
 	// a signal for its own fault, KVM that cannot run the guest): neither the
 	// guest nor a person ended it, and it may well run when started again.
 	Failed bool `json:"failed,omitempty"`
 }
+
+// Cause is what ended a machine, where a program acts on it.
+type Cause string
+
+const (
+	CauseShutdown Cause = "guest-shutdown" // the guest switched itself off
+	CauseReset    Cause = "guest-reset"    // the guest rebooted, which ends a machine with Spec.NoReboot
+	CauseKilled   Cause = "killed"         // Machine.Kill, or a signal to its process
+)

@@ -193,7 +193,9 @@ func (s story) exit(fallsBack, failed bool, status, words string) vm.Exit {
 		e.Failed = true
 		return e
 	}
-	stopped := func(why string) vm.Exit { return vm.Exit{State: vm.StateStopped, Reason: why} }
+	stopped := func(by vm.Cause, why string) vm.Exit {
+		return vm.Exit{State: vm.StateStopped, Cause: by, Reason: why}
+	}
 	switch {
 	case s.internal && fallsBack:
 		return failure(errInternal.Error() + ": KVM cannot run it on this host; the next start uses TCG")
@@ -202,13 +204,13 @@ func (s story) exit(fallsBack, failed bool, status, words string) vm.Exit {
 	case s.panicked, s.shutdown == "guest-panic":
 		return crashed("the guest's kernel panicked")
 	case s.shutdown == "guest-shutdown":
-		return stopped("guest shut down")
+		return stopped(vm.CauseShutdown, "guest shut down")
 	case s.shutdown == "guest-reset":
-		return stopped("guest rebooted, which ends this machine")
+		return stopped(vm.CauseReset, "guest rebooted, which ends this machine")
 	case s.killed, s.shutdown == "host-qmp-quit":
-		return stopped("killed")
+		return stopped(vm.CauseKilled, "killed")
 	case s.shutdown == "host-signal":
-		return stopped("QEMU was ended by a signal")
+		return stopped(vm.CauseKilled, "QEMU was ended by a signal")
 	case s.shutdown != "":
 		return crashed("QEMU ended: " + s.shutdown)
 	case failed:
