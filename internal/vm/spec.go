@@ -3,29 +3,6 @@
 // that a machine must keep to be able to work.
 package vm
 
-// Bus is how a disk is attached.
-type Bus string
-
-// The disk buses.
-const (
-	BusIDE        Bus = "ide"
-	BusSATA       Bus = "sata"
-	BusVirtio     Bus = "virtio"      // virtio-blk
-	BusVirtioSCSI Bus = "virtio-scsi" // a SCSI disk on a virtio-scsi controller
-)
-
-// Cache is a disk's cache mode on the host.
-type Cache string
-
-// The cache modes, with QEMU's meaning.
-const (
-	CacheNone         Cache = "none"         // O_DIRECT, guest flushes honoured
-	CacheWriteback    Cache = "writeback"    // host page cache, guest flushes honoured
-	CacheWritethrough Cache = "writethrough" // host page cache, every write flushed
-	CacheDirectsync   Cache = "directsync"   // O_DIRECT, every write flushed
-	CacheUnsafe       Cache = "unsafe"       // host page cache, flushes ignored: data lost on power loss
-)
-
 // Accel is what runs the guest's instructions.
 type Accel string
 
@@ -35,72 +12,81 @@ const (
 	AccelTCG  Accel = "tcg"
 )
 
-// Machine types.
+// Toggle is a choice that may be left to the hypervisor: "" is its default.
+type Toggle string
+
+const (
+	On  Toggle = "on"
+	Off Toggle = "off"
+)
+
+// Machine types. A type with a version, such as pc-q35-7.2 or
+// pc-i440fx-7.2, is accepted too: see [Spec.Chipset].
 const (
 	MachinePC  = "pc"
 	MachineQ35 = "q35"
 )
 
 // Spec describes a machine. The zero value of each field means the default
-// that [Spec.WithDefaults] fills in.
+// that [Spec.WithDefaults] fills in, or where it fills in nothing, the
+// default that the field's comment names. Fields that only say more than
+// `lamina run` ever does are left out of the JSON while they are zero.
 type Spec struct {
-	Name    string `json:"name"`
-	UUID    string `json:"uuid"`
-	CPUs    int    `json:"cpus"`    // at least 1
-	Memory  int64  `json:"memory"`  // bytes
-	Machine string `json:"machine"` // MachinePC or MachineQ35
+	Name        string `json:"name"`
+	UUID        string `json:"uuid"`
+	Title       string `json:"title,omitempty"`       // for people; one line
+	Description string `json:"description,omitempty"` // for people
+	// OS is the short id of the guest's system in osinfo-db ("debian12"), ""
+	// if unknown. It changes nothing by itself: see package tailor.
+	OS string `json:"os,omitempty"`
+
+	CPUs    int    `json:"cpus"`    // that run at the start; at least 1
+	Memory  int64  `json:"memory"`  // bytes at the start
+	Machine string `json:"machine"` // MachinePC, MachineQ35, or one of them with a version
 	Accel   Accel  `json:"accel"`
-	CPU     string `json:"cpu,omitempty"` // CPU model; "" is host for KVM, max for TCG
+	// CPU is a model and its flags as QEMU's -cpu takes them; "" is host for KVM,
+	// max for TCG. Processor says more, and its Model and Mode replace this.
+	CPU       string       `json:"cpu,omitempty"`
+	Processor Processor    `json:"processor,omitzero"`
+	MemoryMap MemoryConfig `json:"memoryConfig,omitzero"`
+
+	Boot     Boot     `json:"boot,omitzero"`
+	Features Features `json:"features,omitzero"`
+	Clock    Clock    `json:"clock,omitzero"`
+	SysInfo  SysInfo  `json:"sysinfo,omitzero"`
 
 	Disks []Disk `json:"disks"`
 	NICs  []NIC  `json:"nics"`
 
 	Graphics Graphics `json:"graphics"`
-	RNG      bool     `json:"rng"` // a virtio-rng device fed from the host
-	// NoReboot makes a guest's reboot end the machine.
+	// Displays are the ways to see the screen; where there is any, Graphics
+	// is not looked at.
+	Displays []Display `json:"displays,omitempty"`
+	Videos   []Video   `json:"videos,omitempty"` // nil: one VGA
+
+	Devices
+
+	RNG bool `json:"rng"` // a virtio-rng device fed from the host's /dev/urandom
+	// NoReboot makes a guest's reboot end the machine; the same as OnReboot
+	// "destroy".
 	NoReboot bool `json:"noReboot,omitempty"`
+	Events
 }
 
-// DiskDevice is what the guest sees.
-type DiskDevice string
+// Events say what happens when the guest ends in one way or another. "" is
+// QEMU's and libvirt's default.
+type Events struct {
+	OnPoweroff Action `json:"onPoweroff,omitempty"` // destroy (default), restart, preserve
+	OnReboot   Action `json:"onReboot,omitempty"`   // restart (default), destroy, preserve
+	// OnCrash is for a guest's panic: preserve (the default), destroy, restart.
+	OnCrash Action `json:"onCrash,omitempty"`
+}
+
+// Action is what becomes of a machine, in libvirt's words.
+type Action string
 
 const (
-	DeviceDisk  DiskDevice = "disk"
-	DeviceCDROM DiskDevice = "cdrom"
+	ActionDestroy  Action = "destroy"  // the machine ends
+	ActionRestart  Action = "restart"  // it starts again
+	ActionPreserve Action = "preserve" // it stays as it is, stopped
 )
-
-// Disk is one drive.
-type Disk struct {
-	Path      string     `json:"path"`   // absolute
-	Format    string     `json:"format"` // never probed: "raw", "qcow2"
-	Device    DiskDevice `json:"device"`
-	Bus       Bus        `json:"bus"`
-	Cache     Cache      `json:"cache"`
-	ReadOnly  bool       `json:"readOnly,omitempty"`
-	Serial    string     `json:"serial,omitempty"`
-	BootIndex int        `json:"bootIndex,omitempty"` // 0: not in the boot order
-	// Discard passes the guest's discards on to the image.
-	Discard bool `json:"discard,omitempty"`
-}
-
-// NIC is a network card on QEMU's user-mode network.
-type NIC struct {
-	Model    string    `json:"model"` // "virtio-net-pci", "e1000", ...
-	MAC      string    `json:"mac"`
-	Forwards []Forward `json:"forwards,omitempty"`
-}
-
-// Forward makes a port of the guest reachable on the host.
-type Forward struct {
-	Proto     string `json:"proto"`    // "tcp" or "udp"
-	HostAddr  string `json:"hostAddr"` // "127.0.0.1" if empty
-	HostPort  int    `json:"hostPort"` // 0: chosen at the start
-	GuestPort int    `json:"guestPort"`
-}
-
-// Graphics is the machine's screen.
-type Graphics struct {
-	// VNC is "unix" (a socket in the machine's folder, the default),
-	// "none", or HOST:DISPLAY on a loopback address.
-	VNC string `json:"vnc"`
-}
