@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -220,6 +219,3 @@ func (s story) exit(fallsBack, failed bool, status, words string) vm.Exit {
 	}
 	return crashed("QEMU ended without saying why")
 }
-
-// errNoScreen: QEMU gave no picture.
-var errNoScreen = errors.New("the screen cannot be read")

@@ -1,4 +1,4 @@
-package qemu
+package screen
 
 import (
 	"bytes"
@@ -11,8 +11,8 @@ import (
 
 // paint draws text memory as a VGA would, from a byte offset on: every
 // character has a picture of its own.
-func paint(memory []byte, start int) picture {
-	p := picture{720, 400, make([]byte, 720*400*3)}
+func paint(memory []byte, start int) Picture {
+	p := Picture{720, 400, make([]byte, 720*400*3)}
 	for i := range 80 * 25 {
 		at := (start + i*2) % len(memory)
 		char, attr := memory[at], memory[at+1]
@@ -23,7 +23,7 @@ func paint(memory []byte, start int) picture {
 					continue
 				}
 				o := ((i/80*16+y)*720 + i%80*9 + x) * 3
-				p.rgb[o], p.rgb[o+1] = 200, attr
+				p.RGB[o], p.RGB[o+1] = 200, attr
 			}
 		}
 	}
@@ -51,7 +51,7 @@ func TestLocate(t *testing.T) {
 		pic := paint(memory, start)
 		// The cursor.
 		for x := range 9 {
-			pic.rgb[((24*16+14)*720+30*9+x)*3] = 255
+			pic.RGB[((24*16+14)*720+30*9+x)*3] = 255
 		}
 		grid, ok := textGrid(pic)
 		if !ok {
@@ -67,16 +67,16 @@ func TestLocate(t *testing.T) {
 
 // TestLocateGraphics: a picture of the size of a text screen that is none.
 func TestLocateGraphics(t *testing.T) {
-	p := picture{720, 400, make([]byte, 720*400*3)}
-	for i := range p.rgb {
-		p.rgb[i] = byte(i * i)
+	p := Picture{720, 400, make([]byte, 720*400*3)}
+	for i := range p.RGB {
+		p.RGB[i] = byte(i * i)
 	}
 	grid, ok := textGrid(p)
 	if !ok || !locate(blank(), grid).hopeless() {
 		t.Error("noise was read as text")
 	}
 	for _, size := range [][2]int{{640, 480}, {1024, 768}, {720, 401}} {
-		if _, ok := textGrid(picture{size[0], size[1], nil}); ok {
+		if _, ok := textGrid(Picture{size[0], size[1], nil}); ok {
 			t.Errorf("%v is no text mode", size)
 		}
 	}
@@ -110,23 +110,23 @@ func TestParseDump(t *testing.T) {
 }
 
 func TestPPM(t *testing.T) {
-	p, err := readPPM(strings.NewReader("P6\n2 1\n255\n\x01\x02\x03\n \t"))
-	if err != nil || p.width != 2 || p.height != 1 {
+	p, err := ReadPPM(strings.NewReader("P6\n2 1\n255\n\x01\x02\x03\n \t"))
+	if err != nil || p.Width != 2 || p.Height != 1 {
 		t.Fatalf("%+v, %v", p, err)
 	}
-	img := p.image()
+	img := p.Image()
 	if got, want := img.At(0, 0), (color.RGBA{1, 2, 3, 255}); got != want {
 		t.Errorf("first pixel %v, want %v", got, want)
 	}
 	if got, want := img.At(1, 0), (color.RGBA{'\n', ' ', '\t', 255}); got != want {
 		t.Errorf("second pixel %v, want %v", got, want)
 	}
-	p, err = readPPM(strings.NewReader("P6\n1 1\n255\n\n \t"))
-	if err != nil || string(p.rgb) != "\n \t" {
-		t.Errorf("pixels that look like blanks: %q, %v", p.rgb, err)
+	p, err = ReadPPM(strings.NewReader("P6\n1 1\n255\n\n \t"))
+	if err != nil || string(p.RGB) != "\n \t" {
+		t.Errorf("pixels that look like blanks: %q, %v", p.RGB, err)
 	}
 	for _, bad := range []string{"", "P5\n1 1\n255\nxxx", "P6\n1 1\n65535\nxxxxxx", "P6\n0 1\n255\n", "P6\n-1 1\n255\n", "P6\n100000 100000\n255\n", "P6\n2 2\n255\nxxx"} {
-		if _, err := readPPM(strings.NewReader(bad)); err == nil {
+		if _, err := ReadPPM(strings.NewReader(bad)); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
 	}
@@ -137,32 +137,11 @@ func FuzzScreen(f *testing.F) {
 	f.Add("P6\n2 1\n255\n123456")
 	f.Add("b8000: 0x07420741")
 	f.Fuzz(func(t *testing.T, s string) {
-		if p, err := readPPM(strings.NewReader(s)); err == nil && len(p.rgb) != p.width*p.height*3 {
-			t.Errorf("%d x %d pixels in %d bytes", p.width, p.height, len(p.rgb))
+		if p, err := ReadPPM(strings.NewReader(s)); err == nil && len(p.RGB) != p.Width*p.Height*3 {
+			t.Errorf("%d x %d pixels in %d bytes", p.Width, p.Height, len(p.RGB))
 		}
 		if b, err := parseDump(s); err == nil && len(b) > 4*len(s) {
 			t.Errorf("%d bytes of %d", len(b), len(s))
 		}
 	})
-}
-
-func TestStory(t *testing.T) {
-	for want, s := range map[string]story{
-		"stopped guest shut down":                                          {shutdown: "guest-shutdown", killed: true},
-		"stopped killed":                                                   {killed: true},
-		"stopped QEMU was ended by a signal":                               {shutdown: "host-signal"},
-		"stopped guest rebooted, which ends this machine":                  {shutdown: "guest-reset"},
-		"crashed the guest's kernel panicked: words":                       {panicked: true, killed: true, shutdown: "host-qmp-quit"},
-		"crashed QEMU ended: host-error: words":                            {shutdown: "host-error"},
-		"crashed QEMU ended: signal: killed: words":                        {},
-		"crashed QEMU stopped the guest with status internal-error: words": {internal: true, shutdown: "host-qmp-quit"},
-	} {
-		e := s.exit(false, false, "signal: killed", "words")
-		if e.Failed {
-			t.Errorf("%+v: failed", s)
-		}
-		if got := string(e.State) + " " + e.Reason; got != want {
-			t.Errorf("%+v: %q, want %q", s, got, want)
-		}
-	}
 }

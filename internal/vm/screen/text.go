@@ -1,7 +1,8 @@
-package qemu
+package screen
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"strconv"
@@ -15,6 +16,61 @@ const (
 	textCols   = 80
 	cellBytes  = 2
 )
+
+// ErrNoScreen: QEMU gave no picture, or no memory.
+var ErrNoScreen = errors.New("the screen cannot be read")
+
+// textTries is how often the text is read when the guest writes meanwhile.
+const textTries = 3
+
+// Text returns the lines of the text screen, nil where the screen is in no text
+// mode. shoot takes a picture, and monitor runs a line of QEMU's human monitor.
+func Text(shoot func() (Picture, error), monitor func(command string) (string, error)) ([]string, error) {
+	var best textScreen
+	for try := range textTries {
+		pic, err := shoot()
+		if err != nil {
+			return nil, err
+		}
+		grid, ok := textGrid(pic)
+		if !ok {
+			return nil, nil
+		}
+		memory, err := textMemory(monitor)
+		if err != nil {
+			return nil, err
+		}
+		s := locate(memory, grid)
+		if try == 0 || s.misses < best.misses {
+			best = s
+		}
+		if best.sure() {
+			break
+		}
+	}
+	if best.hopeless() {
+		// A graphics mode of the same size.
+		return nil, nil
+	}
+	return best.lines(), nil
+}
+
+// textMemory reads the window of VGA memory that text modes use. Reading it in
+// a text mode changes nothing in the guest.
+func textMemory(monitor func(command string) (string, error)) ([]byte, error) {
+	out, err := monitor(fmt.Sprintf("xp /%dwx 0x%x", textWindow/4, textBase))
+	if err != nil {
+		return nil, err
+	}
+	memory, err := parseDump(out)
+	if err == nil && len(memory) != textWindow {
+		err = fmt.Errorf("%d bytes, expected %d", len(memory), textWindow)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: dump of VGA memory: %w", ErrNoScreen, err)
+	}
+	return memory, nil
+}
 
 // parseDump reads the output of the monitor's `xp /Nwx`: an address and a
 // colon, then 32-bit words in hex.
@@ -45,9 +101,9 @@ type cell struct {
 // textGrid cuts a picture into the cells of the text mode that firmware, boot
 // loaders and Linux use, 80 columns and 25 rows; false where it has not its
 // size, which no usual graphics mode has.
-func textGrid(p picture) ([]cell, bool) {
+func textGrid(p Picture) ([]cell, bool) {
 	const width, height, cellHeight = 720, 400, 16
-	if p.width != width || p.height != height {
+	if p.Width != width || p.Height != height {
 		return nil, false
 	}
 	seed := maphash.MakeSeed()
@@ -61,13 +117,13 @@ func textGrid(p picture) ([]cell, bool) {
 	return grid, true
 }
 
-func cellAt(p picture, x, y, w, h int, seed maphash.Seed) cell {
+func cellAt(p Picture, x, y, w, h int, seed maphash.Seed) cell {
 	var hash maphash.Hash
 	hash.SetSeed(seed)
 	c := cell{plain: true}
-	first := p.rgb[(y*p.width+x)*3:][:3]
+	first := p.RGB[(y*p.Width+x)*3:][:3]
 	for dy := range h {
-		row := p.rgb[((y+dy)*p.width+x)*3:][:w*3]
+		row := p.RGB[((y+dy)*p.Width+x)*3:][:w*3]
 		_, _ = hash.Write(row) // never fails
 		for i := 0; i < len(row); i += 3 {
 			if row[i] != first[0] || row[i+1] != first[1] || row[i+2] != first[2] {
