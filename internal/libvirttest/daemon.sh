@@ -21,11 +21,15 @@ daemon=$!
 
 # Whatever runs in the namespace is ours: the daemon, its guests, a dnsmasq.
 others() {
-  find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/mnt' -lname "$own" 2>/dev/null |
-    cut -d/ -f3 | grep -vx "$$" | while read -r p; do
-      [ "$(cut -d' ' -f4 "/proc/$p/stat" 2>/dev/null || echo "$$")" = "$$" ] && [ "$p" != "$daemon" ] || echo "$p"
+  find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/mnt' -printf '%h %l\n' 2>/dev/null | grep -F " $own" | cut -d/ -f3 |
+    while read -r p; do
+      # This shell and the pipeline itself are not meant.
+      parent=$(cut -d' ' -f4 "/proc/$p/stat" 2>/dev/null) || continue
+      [ "$p" = "$$" ] || [ "$parent" = "$$" ] && [ "$p" != "$daemon" ] || ours "$parent" || echo "$p"
     done
 }
+ours() { [ "$(cut -d' ' -f4 "/proc/$1/stat" 2>/dev/null)" = "$$" ] && [ "$1" != "$daemon" ]; }
+
 read -r _ || true
 kill "$daemon" 2>/dev/null || true
 tries=0

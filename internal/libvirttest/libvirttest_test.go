@@ -2,8 +2,10 @@ package libvirttest
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -33,8 +35,18 @@ func TestDaemon(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(out)) != "left" {
 		t.Errorf("in the namespace: %q, %v", out, err)
 	}
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := inNamespace(own); n < 4 { // script, libvirtd, QEMU, dnsmasq
+		t.Errorf("%d processes in the namespace", n)
+	}
 	if err := d.close(); err != nil {
 		t.Fatal(err)
+	}
+	if n := inNamespace(own); n != 0 {
+		t.Errorf("%d processes are left in the namespace", n)
 	}
 	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
 		t.Errorf("the daemon is still there: %v", err)
@@ -42,4 +54,16 @@ func TestDaemon(t *testing.T) {
 	if _, err := os.Stat(d.Dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("its folder is still there: %v", err)
 	}
+}
+
+// inNamespace counts the processes of a mount namespace.
+func inNamespace(link string) int {
+	n := 0
+	all, _ := filepath.Glob("/proc/[0-9]*/ns/mnt") // the pattern is a good one
+	for _, p := range all {
+		if l, err := os.Readlink(p); err == nil && l == link {
+			n++
+		}
+	}
+	return n
 }
