@@ -12,10 +12,10 @@ const (
 	DefaultMemory = 1 << 30 // bytes
 )
 
-// WithDefaults returns a copy of s with every zero field filled in. It makes
-// up a UUID and MAC addresses where there are none, so call it once, when a
-// machine is defined, and keep the result. On a complete spec it changes
-// nothing. The name and the paths of the disks have no default.
+// WithDefaults returns a copy of s with every zero field filled in that has a
+// default of ours. It makes up a UUID and MAC addresses where there are none, so
+// call it once, when a machine is defined, and keep the result. On a complete spec
+// it changes nothing. The name and the paths of the disks have no default.
 func (s Spec) WithDefaults() Spec {
 	if s.UUID == "" {
 		s.UUID = NewUUID()
@@ -34,18 +34,26 @@ func (s Spec) WithDefaults() Spec {
 	}
 	if s.Graphics.VNC == "" {
 		s.Graphics.VNC = VNCUnix
+		if len(s.Displays) > 0 {
+			s.Graphics.VNC = VNCNone
+		}
 	}
 	s.Disks = slices.Clone(s.Disks)
 	for i := range s.Disks {
-		s.Disks[i] = s.Disks[i].withDefaults(s.Machine)
+		s.Disks[i] = s.Disks[i].withDefaults(s.Machine, i)
 	}
-	bootFirstDisk(s.Disks)
 	s.NICs = slices.Clone(s.NICs)
 	for i := range s.NICs {
-		s.NICs[i] = s.NICs[i].withDefaults()
+		s.NICs[i] = s.NICs[i].WithDefaults()
 	}
+	s.HostDevices = slices.Clone(s.HostDevices)
+	s.bootOrder()
 	return s
 }
+
+// DiskWithDefaults returns a drive with the defaults that it gets in this
+// machine, beside those that are there.
+func (s Spec) DiskWithDefaults(d Disk) Disk { return d.withDefaults(s.Machine, len(s.Disks)) }
 
 // defaultMachine is q35, the modern chipset, unless a disk wants IDE, which
 // q35 does not have.
@@ -56,9 +64,12 @@ func defaultMachine(disks []Disk) string {
 	return MachineQ35
 }
 
-func (d Disk) withDefaults(machine string) Disk {
+func (d Disk) withDefaults(machine string, index int) Disk {
 	if d.Device == "" {
 		d.Device = DeviceDisk
+		if d.Bus == BusFDC {
+			d.Device = DeviceFloppy
+		}
 	}
 	if d.Bus == "" {
 		d.Bus = defaultBus(d.Device, machine)
@@ -69,6 +80,9 @@ func (d Disk) withDefaults(machine string) Disk {
 	if d.Device == DeviceCDROM {
 		d.ReadOnly = true
 	}
+	if d.Bus == BusNVMe && d.Serial == "" { // the controller cannot be without
+		d.Serial = fmt.Sprintf("nvme%d", index)
+	}
 	return d
 }
 
@@ -76,30 +90,73 @@ func (d Disk) withDefaults(machine string) Disk {
 // controller, the one that installers look at first.
 func defaultBus(dev DiskDevice, machine string) Bus {
 	switch {
+	case dev == DeviceFloppy:
+		return BusFDC
+	case dev == DeviceLUN:
+		return BusVirtioSCSI
 	case dev != DeviceCDROM:
 		return BusVirtio
-	case machine == MachinePC:
+	case Chipset(machine) == MachinePC:
 		return BusIDE
 	}
 	return BusSATA
 }
 
-// bootFirstDisk puts the first disk into the boot order where nothing is.
-func bootFirstDisk(disks []Disk) {
-	if slices.ContainsFunc(disks, func(d Disk) bool { return d.BootIndex != 0 }) {
+// bootOrder fills in the boot order where no device has a place in it: from
+// Boot.Order, else with the first disk.
+func (s *Spec) bootOrder() {
+	disk := func(d Disk) bool { return d.BootIndex != 0 }
+	nic := func(n NIC) bool { return n.BootIndex != 0 }
+	host := func(h HostDevice) bool { return h.BootIndex != 0 }
+	if slices.ContainsFunc(s.Disks, disk) || slices.ContainsFunc(s.NICs, nic) || slices.ContainsFunc(s.HostDevices, host) {
 		return
 	}
-	i := slices.IndexFunc(disks, func(d Disk) bool { return d.Device == DeviceDisk })
-	if i < 0 && len(disks) > 0 {
+	if len(s.Boot.Order) > 0 {
+		s.bootKinds()
+		return
+	}
+	i := slices.IndexFunc(s.Disks, func(d Disk) bool { return d.Device == DeviceDisk })
+	if i < 0 && len(s.Disks) > 0 {
 		i = 0
 	}
 	if i >= 0 {
-		disks[i].BootIndex = 1
+		s.Disks[i].BootIndex = 1
 	}
 }
 
-func (n NIC) withDefaults() NIC {
-	if n.Model == "" {
+// bootKinds gives the first device of each kind of Boot.Order its place.
+func (s *Spec) bootKinds() {
+	next := 1
+	for _, kind := range s.Boot.Order {
+		if kind == BootNetwork {
+			if len(s.NICs) > 0 && s.NICs[0].BootIndex == 0 {
+				s.NICs[0].BootIndex = next
+				next++
+			}
+			continue
+		}
+		i := slices.IndexFunc(s.Disks, func(d Disk) bool { return d.bootKind() == kind })
+		if i >= 0 && s.Disks[i].BootIndex == 0 {
+			s.Disks[i].BootIndex = next
+			next++
+		}
+	}
+}
+
+func (d Disk) bootKind() BootDevice {
+	switch d.Device {
+	case DeviceCDROM:
+		return BootCDROM
+	case DeviceFloppy:
+		return BootFloppy
+	}
+	return BootDisk
+}
+
+// WithDefaults returns a copy of n with every zero field filled in that has a
+// default.
+func (n NIC) WithDefaults() NIC {
+	if n.Model == "" || n.Model == "virtio" {
 		n.Model = "virtio-net-pci"
 	}
 	if n.MAC == "" {

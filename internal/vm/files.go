@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryDirect opens path with O_DIRECT, or a nameless file in its nearest
+// TryDirect opens path with O_DIRECT, or a nameless file in its nearest
 // existing folder where it does not exist yet. Only a refusal of O_DIRECT
 // itself is an error.
-func tryDirect(path string) error {
+func TryDirect(path string) error {
 	for p, flags := path, unix.O_RDONLY; ; flags = unix.O_TMPFILE | unix.O_RDWR {
 		fd, err := unix.Open(p, flags|unix.O_DIRECT|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o600)
 		if err == nil {

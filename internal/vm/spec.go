@@ -46,9 +46,9 @@ type Spec struct {
 	Accel   Accel  `json:"accel"`
 	// CPU is a model and its flags as QEMU's -cpu takes them; "" is host for KVM,
 	// max for TCG. Processor says more, and its Model and Mode replace this.
-	CPU       string       `json:"cpu,omitempty"`
-	Processor Processor    `json:"processor,omitzero"`
-	MemoryMap MemoryConfig `json:"memoryConfig,omitzero"`
+	CPU          string       `json:"cpu,omitempty"`
+	Processor    Processor    `json:"processor,omitzero"`
+	MemoryConfig MemoryConfig `json:"memoryConfig,omitzero"`
 
 	Boot     Boot     `json:"boot,omitzero"`
 	Features Features `json:"features,omitzero"`

@@ -83,7 +83,7 @@ func TestDefaultMachine(t *testing.T) {
 // TestSeedDisk: on every bus of every machine type the seed beside a disk is
 // valid.
 func TestSeedDisk(t *testing.T) {
-	for _, bus := range []Bus{"", BusIDE, BusSATA, BusVirtio, BusVirtioSCSI} {
+	for _, bus := range []Bus{"", BusIDE, BusSATA, BusVirtio, BusVirtioSCSI, BusSCSI, BusUSB, BusNVMe} {
 		s := good(t)
 		s.Disks = []Disk{{Path: "/d", Format: "raw", Bus: bus}, SeedDisk("/s", bus)}
 		s.Machine = ""
@@ -121,7 +121,7 @@ func TestValidate(t *testing.T) {
 		return func(s *Spec) {
 			s.Disks = nil
 			for i := range n {
-				s.Disks = append(s.Disks, Disk{Path: fmt.Sprint("/d", i), Format: "raw", Bus: bus}.withDefaults(s.Machine))
+				s.Disks = append(s.Disks, Disk{Path: fmt.Sprint("/d", i), Format: "raw", Bus: bus}.withDefaults(s.Machine, i))
 			}
 		}
 	}
@@ -145,8 +145,8 @@ func TestValidate(t *testing.T) {
 		"relative path":  {disk(func(d *Disk) { d.Path = "disk.qcow2" }), "disks[0].path", "not an absolute path"},
 		"zero in path":   {disk(func(d *Disk) { d.Path = "/a\x00b" }), "disks[0].path", "zero byte"},
 		"no format":      {disk(func(d *Disk) { d.Format = "" }), "disks[0].format", "not a format"},
-		"format":         {disk(func(d *Disk) { d.Format = "vmdk" }), "disks[0].format", `"vmdk"`},
-		"bus":            {disk(func(d *Disk) { d.Bus = "scsi" }), "disks[0].bus", `"scsi"`},
+		"format":         {disk(func(d *Disk) { d.Format = "zip" }), "disks[0].format", `"zip"`},
+		"bus":            {disk(func(d *Disk) { d.Bus = "xen" }), "disks[0].bus", `"xen"`},
 		"device":         {disk(func(d *Disk) { d.Device = "tape" }), "disks[0].device", `"tape"`},
 		"virtio CD-ROM":  {disk(func(d *Disk) { d.Device, d.ReadOnly = DeviceCDROM, true }), "disks[0].bus", "no CD-ROM"},
 		"writable CD":    {disk(func(d *Disk) { d.Device, d.Bus = DeviceCDROM, BusSATA }), "disks[0].readOnly", "always read-only"},
@@ -216,7 +216,7 @@ func TestValidateAccepts(t *testing.T) {
 
 func TestAllProblems(t *testing.T) {
 	s := good(t)
-	s.Name, s.CPUs, s.Disks[0].Format = "", 0, "vmdk"
+	s.Name, s.CPUs, s.Disks[0].Format = "", 0, "zip"
 	err := s.Validate()
 	var invalid *InvalidError
 	if !errors.As(err, &invalid) || len(invalid.Problems) != 3 {
@@ -236,7 +236,7 @@ func TestDirect(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range []string{file, filepath.Join(dir, "not", "yet")} {
-		if err := tryDirect(p); err != nil {
+		if err := TryDirect(p); err != nil {
 			t.Errorf("%s: %v", p, err)
 		}
 	}

@@ -2,8 +2,8 @@ package vm
 
 import (
 	"fmt"
-	"net"
-	"net/netip"
+	"iter"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -68,10 +68,19 @@ func (f *findings) add(field, text, remedy string) {
 func (s Spec) Validate() error {
 	var f findings
 	s.validateMachine(&f)
+	s.validateCPUs(&f)
+	s.validateMemory(&f)
+	s.validateBoot(&f)
+	s.validateFeatures(&f)
+	s.validateEvents(&f)
 	s.validateDisks(&f)
-	s.validateSlots(&f)
 	s.validateNICs(&f)
-	s.validateGraphics(&f)
+	s.validateBootOrder(&f)
+	s.validateScreen(&f)
+	s.validateChars(&f)
+	s.validateDevices(&f)
+	s.validateControllers(&f)
+	s.validateSlots(&f)
 	if len(f) == 0 {
 		return nil
 	}
@@ -84,11 +93,65 @@ var (
 	validName   = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 	validUUID   = pattern(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 	validCPU    = pattern(`^[A-Za-z0-9][A-Za-z0-9._+-]*(,[+-]?[A-Za-z0-9][A-Za-z0-9._-]*(=[A-Za-z0-9._-]+)?)*$`)
+	validWord   = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 	validSerial = pattern(`^[A-Za-z0-9_.+-]{0,20}$`)
 )
 
 func pattern(expr string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
+// oneOf adds a problem where value is not one of those that are allowed.
+func oneOf[T ~string](f *findings, field string, value T, allowed ...T) {
+	if slices.Contains(allowed, value) {
+		return
+	}
+	words := make([]string, 0, len(allowed))
+	for _, a := range allowed {
+		if a != "" {
+			words = append(words, string(a))
+		}
+	}
+	f.add(field, fmt.Sprintf("%q is not known", value), "use one of "+strings.Join(words, ", "))
+}
+
+// inOrder walks a map in the order of its keys, so that a spec's problems always
+// come in the same order.
+func inOrder[V any](m map[string]V) iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if !yield(k, m[k]) {
+				return
+			}
+		}
+	}
+}
+
+// toggle adds a problem where a choice is neither on, off nor left out.
+func toggle(f *findings, field string, t Toggle) { oneOf(f, field, t, "", On, Off) }
+
+// word adds a problem where a name could be something else than a name to
+// QEMU. An empty one is none.
+func word(f *findings, field, value string) {
+	if value != "" && !validWord().MatchString(value) {
+		f.add(field, fmt.Sprintf("%q is not a name", value), "use letters, digits, '.', '_' and '-'")
+	}
+}
+
+// absolute adds a problem where a path cannot be one of QEMU's.
+func absolute(f *findings, field, path string) {
+	if !filepath.IsAbs(path) {
+		f.add(field, fmt.Sprintf("%q is not an absolute path", path), "QEMU runs in the machine's folder: give the whole path")
+	} else if strings.ContainsRune(path, 0) {
+		f.add(field, fmt.Sprintf("%q holds a zero byte", path), "rename the file")
+	}
+}
+
+// atLeastZero adds a problem for a negative number.
+func atLeastZero[T ~int | ~int64](f *findings, field string, n T) {
+	if n < 0 {
+		f.add(field, fmt.Sprintf("%d is below zero", n), "use 0 for the default, or more")
+	}
 }
 
 func (s Spec) validateMachine(f *findings) {
@@ -101,13 +164,18 @@ func (s Spec) validateMachine(f *findings) {
 	if s.CPUs < 1 || s.CPUs > MaxCPUs {
 		f.add("cpus", fmt.Sprintf("%d virtual CPUs", s.CPUs), fmt.Sprintf("use 1 to %d", MaxCPUs))
 	}
+	for field, text := range inOrder(map[string]string{"title": s.Title, "description": s.Description}) {
+		if strings.ContainsRune(text, 0) {
+			f.add(field, "holds a zero byte", "leave it out")
+		}
+	}
 	if s.Memory < MinMemory || s.Memory > MaxMemory {
 		f.add("memory", fmt.Sprintf("%d bytes", s.Memory), "use 1M to 4T; a Linux guest wants 256M or more")
 	} else if s.Memory%MinMemory != 0 {
 		f.add("memory", fmt.Sprintf("%d bytes is not a whole number of MiB", s.Memory), fmt.Sprintf("use %dM", s.Memory/MinMemory+1))
 	}
-	if s.Machine != MachinePC && s.Machine != MachineQ35 {
-		f.add("machine", fmt.Sprintf("unknown machine type %q", s.Machine), "use pc or q35")
+	if s.Chipset() == "" || !validWord().MatchString(s.Machine) {
+		f.add("machine", fmt.Sprintf("unknown machine type %q", s.Machine), "use pc or q35, or one of them with a version, such as pc-q35-7.2")
 	}
 	if s.Accel != AccelAuto && s.Accel != AccelKVM && s.Accel != AccelTCG {
 		f.add("accel", fmt.Sprintf("unknown accelerator %q", s.Accel), "use auto, kvm or tcg")
@@ -118,230 +186,4 @@ func (s Spec) validateMachine(f *findings) {
 	if s.CPU == "host" && s.Accel == AccelTCG {
 		f.add("cpu", "the model host needs KVM", "use max, or leave it out")
 	}
-}
-
-// ports is how many drives a bus takes on a machine type, 0 where it has no
-// such bus.
-func ports(machine string, bus Bus) int {
-	switch bus {
-	case BusIDE:
-		if machine == MachinePC {
-			return 4 // two channels of two drives
-		}
-		return 0
-	case BusSATA:
-		return 6 // one ICH9 AHCI controller
-	case BusVirtio:
-		return maxSlots // each takes a PCI slot
-	case BusVirtioSCSI:
-		return 256 // targets of one controller
-	}
-	return -1
-}
-
-func (s Spec) validateDisks(f *findings) {
-	used := map[Bus]int{}
-	order := map[int]string{}
-	paths := map[string]string{}
-	for i, d := range s.Disks {
-		field := fmt.Sprintf("disks[%d]", i)
-		d.validate(f, field)
-		used[d.Bus]++
-		if d.BootIndex != 0 {
-			if other, ok := order[d.BootIndex]; ok {
-				f.add(field+".bootIndex", fmt.Sprintf("%d is also that of %s", d.BootIndex, other), "give each its own place in the boot order")
-			}
-			order[d.BootIndex] = field
-		}
-		if other, ok := paths[d.Path]; ok && !d.ReadOnly {
-			f.add(field+".path", fmt.Sprintf("%s is also %s", d.Path, other), "two drives on one image corrupt it: make an overlay for each")
-		}
-		paths[d.Path] = field
-	}
-	for _, bus := range []Bus{BusIDE, BusSATA, BusVirtioSCSI} {
-		n, limit := used[bus], ports(s.Machine, bus)
-		switch {
-		case n == 0 || n <= limit:
-		case limit == 0:
-			f.add("disks", fmt.Sprintf("machine type %s has no %s controller", s.Machine, bus), "use bus sata, or machine type pc")
-		default:
-			f.add("disks", fmt.Sprintf("%d drives on %s, which takes %d", n, bus, limit), "put the others on virtio-scsi, which takes 256")
-		}
-	}
-}
-
-// validate checks what concerns one drive alone.
-func (d Disk) validate(f *findings, field string) {
-	if !filepath.IsAbs(d.Path) {
-		f.add(field+".path", fmt.Sprintf("%q is not an absolute path", d.Path), "QEMU runs in the machine's folder: give the whole path")
-	} else if strings.ContainsRune(d.Path, 0) {
-		f.add(field+".path", fmt.Sprintf("%q holds a zero byte", d.Path), "rename the file")
-	}
-	if d.Format != "raw" && d.Format != "qcow2" {
-		f.add(field+".format", fmt.Sprintf("%q is not a format that machines use", d.Format), "say raw or qcow2 (the format is never guessed); convert others with lamina img convert")
-	}
-	if ports(MachinePC, d.Bus) < 0 {
-		f.add(field+".bus", fmt.Sprintf("unknown bus %q", d.Bus), "use virtio, virtio-scsi, sata or ide")
-	}
-	switch {
-	case d.Device != DeviceDisk && d.Device != DeviceCDROM:
-		f.add(field+".device", fmt.Sprintf("unknown device %q", d.Device), "use disk or cdrom")
-	case d.Device == DeviceCDROM && d.Bus == BusVirtio:
-		f.add(field+".bus", "virtio has no CD-ROM drive", "use virtio-scsi, sata or ide, or a read-only disk")
-	case d.Device == DeviceCDROM && !d.ReadOnly:
-		f.add(field+".readOnly", "a CD-ROM is always read-only", "set readOnly")
-	case d.Device == DeviceDisk && d.ReadOnly && (d.Bus == BusIDE || d.Bus == BusSATA):
-		f.add(field+".readOnly", fmt.Sprintf("a disk on %s cannot be read-only", d.Bus), "use virtio or virtio-scsi, or make it a cdrom")
-	}
-	if !validSerial().MatchString(d.Serial) {
-		f.add(field+".serial", fmt.Sprintf("%q", d.Serial), fmt.Sprintf("use up to %d letters, digits, '_', '.', '+' or '-'", maxSerial))
-	}
-	if d.BootIndex < 0 {
-		f.add(field+".bootIndex", fmt.Sprintf("%d", d.BootIndex), "use 1 for the first, 0 for none")
-	}
-	d.validateCache(f, field)
-}
-
-func (d Disk) validateCache(f *findings, field string) {
-	switch d.Cache {
-	case CacheWriteback, CacheWritethrough, CacheUnsafe:
-	case CacheNone, CacheDirectsync:
-		if !filepath.IsAbs(d.Path) {
-			return
-		}
-		if err := tryDirect(d.Path); err != nil {
-			f.add(field+".cache", fmt.Sprintf("%s opens the image with O_DIRECT, which its file system refuses: %v", d.Cache, err), "use writeback, or keep the disk elsewhere (not on tmpfs)")
-		}
-	default:
-		f.add(field+".cache", fmt.Sprintf("unknown cache mode %q", d.Cache), "use none, writeback, writethrough, directsync or unsafe")
-	}
-}
-
-// maxSlots is how many PCI devices can be added to bus 0: 32 slots less the
-// host bridge, the chipset's functions (slot 1 of pc, 31 of q35) and the VGA.
-const maxSlots = 29
-
-// validateSlots counts the PCI devices that the spec asks for.
-func (s Spec) validateSlots(f *findings) {
-	n := len(s.NICs)
-	var sata, scsi int
-	for _, d := range s.Disks {
-		switch d.Bus {
-		case BusVirtio:
-			n++
-		case BusSATA:
-			if s.Machine == MachinePC {
-				sata = 1
-			}
-		case BusVirtioSCSI:
-			scsi = 1
-		}
-	}
-	if s.RNG {
-		n++
-	}
-	n += sata + scsi
-	if n > maxSlots {
-		f.add("disks", fmt.Sprintf("the machine needs %d PCI slots and has %d", n, maxSlots), "put disks on virtio-scsi, where 256 share one slot")
-	}
-}
-
-// nicModels are the network cards that a machine may have.
-var nicModels = []string{"virtio-net-pci", "e1000", "e1000e", "rtl8139", "ne2k_pci", "pcnet", "vmxnet3"}
-
-func (s Spec) validateNICs(f *findings) {
-	macs := map[string]string{}
-	hosts := map[string]string{}
-	for i, n := range s.NICs {
-		field := fmt.Sprintf("nics[%d]", i)
-		if !slices.Contains(nicModels, n.Model) {
-			f.add(field+".model", fmt.Sprintf("unknown network card %q", n.Model), "use one of "+strings.Join(nicModels, ", "))
-		}
-		n.validateMAC(f, field, macs)
-		for j, fw := range n.Forwards {
-			fw.validate(f, fmt.Sprintf("%s.forwards[%d]", field, j), hosts)
-		}
-	}
-}
-
-func (n NIC) validateMAC(f *findings, field string, seen map[string]string) {
-	hw, err := net.ParseMAC(n.MAC)
-	if err != nil || len(hw) != 6 || hw[0]&1 != 0 || strings.Count(n.MAC, ":") != 5 {
-		f.add(field+".mac", fmt.Sprintf("%q is not a card's address", n.MAC), "use six bytes as in 52:54:00:12:34:56, the first even, or leave it out")
-		return
-	}
-	if other, ok := seen[hw.String()]; ok {
-		f.add(field+".mac", fmt.Sprintf("%s is also that of %s", n.MAC, other), "leave it out to have one made")
-	}
-	seen[hw.String()] = field
-}
-
-// validate checks a forward; seen holds the host ports of the machine.
-func (fw Forward) validate(f *findings, field string, seen map[string]string) {
-	if fw.Proto != "tcp" && fw.Proto != "udp" {
-		f.add(field+".proto", fmt.Sprintf("unknown protocol %q", fw.Proto), "use tcp or udp")
-	}
-	a, err := netip.ParseAddr(fw.HostAddr)
-	if err != nil || !a.Is4() {
-		f.add(field+".hostAddr", fmt.Sprintf("%q is not an IPv4 address", fw.HostAddr), "use 127.0.0.1, or 0.0.0.0 for every address of the host")
-	}
-	if fw.GuestPort < 1 || fw.GuestPort > 65535 {
-		f.add(field+".guestPort", fmt.Sprintf("%d is not a port", fw.GuestPort), "use 1 to 65535")
-	}
-	switch {
-	case fw.HostPort < 0 || fw.HostPort > 65535:
-		f.add(field+".hostPort", fmt.Sprintf("%d is not a port", fw.HostPort), "use 1 to 65535, or 0 to have one chosen")
-	case fw.HostPort == 0:
-	default:
-		fw.validateUnique(f, field, a, seen)
-	}
-}
-
-// validateUnique finds a second forward of the same host port, also where one
-// of the two takes every address.
-func (fw Forward) validateUnique(f *findings, field string, addr netip.Addr, seen map[string]string) {
-	port := fmt.Sprintf("%s/%d", fw.Proto, fw.HostPort)
-	exact, all := port+"@"+addr.String(), port+"@0.0.0.0"
-	other, taken := seen[exact]
-	if !taken {
-		other, taken = seen[all]
-	}
-	if !taken && addr.IsUnspecified() {
-		other, taken = seen[port]
-	}
-	if taken {
-		f.add(field+".hostPort", fmt.Sprintf("%s port %d is also that of %s", fw.Proto, fw.HostPort, other), "use another, or 0 to have one chosen")
-	}
-	seen[exact], seen[port] = field, field
-}
-
-func (s Spec) validateGraphics(f *findings) {
-	v := s.Graphics.VNC
-	if v == VNCUnix || v == VNCNone {
-		return
-	}
-	if _, _, err := ParseVNC(v); err != nil {
-		f.add("graphics.vnc", err.Error(), "use unix, none, or a loopback address and display as in 127.0.0.1:1; reach it from afar through an SSH tunnel")
-	}
-}
-
-// ParseVNC splits HOST:DISPLAY; HOST is a loopback address or "localhost",
-// DISPLAY is 0 to 59635, which means TCP port 5900+DISPLAY.
-func ParseVNC(v string) (host string, display int, err error) {
-	host, d, err := net.SplitHostPort(v)
-	if err != nil {
-		return "", 0, fmt.Errorf("%q is not HOST:DISPLAY", v)
-	}
-	n, ok := parsePort(d)
-	if !ok || n > 65535-5900 {
-		return "", 0, fmt.Errorf("%q is not a display number", d)
-	}
-	if host == "localhost" {
-		return "127.0.0.1", n, nil
-	}
-	a, err := netip.ParseAddr(host)
-	if err != nil || !a.IsLoopback() || a.Zone() != "" { // a zone may hold anything, also QEMU's options
-		return "", 0, fmt.Errorf("%q is not a loopback address, and VNC has no password or encryption here", host)
-	}
-	return host, n, nil
 }

@@ -259,7 +259,7 @@ func testBadSpec(t *testing.T, newDriver maker) {
 	refuse("missing disk", "no such file", func(s *vm.Spec) { s.Disks[0].Path += ".not" })
 	var invalid *vm.InvalidError
 	spec := Spec(t)
-	spec.CPUs, spec.Disks[0].Bus = -1, "scsi"
+	spec.CPUs, spec.Disks[0].Bus = -1, "xen"
 	if _, err := d.Start(t.Context(), spec, dir); !errors.As(err, &invalid) || len(invalid.Problems) != 2 {
 		t.Errorf("two problems: %v", err)
 	}
