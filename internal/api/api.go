@@ -236,6 +236,7 @@ type Machine struct {
 	// Definition is set for a machine that was made by a [DefineRequest];
 	// such a machine has no Template and no Digest.
 	Definition *Definition `json:"definition,omitempty"`
+	Autostart  bool        `json:"autostart,omitempty"`
 
 	SSHPort int    `json:"sshPort,omitempty"` // on 127.0.0.1, while it runs
 	User    string `json:"user,omitempty"`    // to log in as

@@ -26,8 +26,8 @@ type DefineRequest struct {
 	// Transient makes the machine vanish when it ends, as by RemoveMachine
 	// (its disks stay). It needs Start.
 	Transient bool `json:"transient,omitempty"`
-	// Autostart starts the machine whenever the daemon starts, if it does not
-	// run then. It excludes Transient.
+	// Autostart starts the machine when the daemon starts for the first time
+	// after the host has. It excludes Transient.
 	Autostart bool `json:"autostart,omitempty"`
 
 	// NoWait ends the stream when the guest executes, not at its login
@@ -72,7 +72,6 @@ type Definition struct {
 	Install   *Install     `json:"install,omitempty"` // until it is over
 	Owned     []string     `json:"owned,omitempty"`
 	Transient bool         `json:"transient,omitempty"`
-	Autostart bool         `json:"autostart,omitempty"`
 }
 
 // WaitFor is what a client waits for.
@@ -88,7 +87,8 @@ const (
 	WaitInstalled WaitFor = "installed"
 )
 
-// AutostartRequest says whether a machine starts with the daemon.
+// AutostartRequest says whether a machine is started when the daemon starts for
+// the first time after the host has.
 type AutostartRequest struct {
 	On bool `json:"on"`
 }

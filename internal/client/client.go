@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
@@ -102,12 +103,26 @@ func (c *Client) Define(ctx context.Context, req api.DefineRequest, on EventFunc
 }
 
 // Wait waits until a machine has ended or its install phase is over. It returns
-// the machine as it is then.
-func (c *Client) Wait(ctx context.Context, name string, what api.WaitFor, on EventFunc) (api.Machine, error) {
-	return stream[api.Machine](ctx, c, "GET", machine(name)+"/wait?for="+url.QueryEscape(string(what)), nil, on)
+// the machine as it is then. A daemon that ends meanwhile is followed by the next
+// one, which is started if need be.
+func (c *Client) Wait(ctx context.Context, name string, what api.WaitFor) (api.Machine, error) {
+	for {
+		m, err := stream[api.Machine](ctx, c, "GET", machine(name)+"/wait?for="+url.QueryEscape(string(what)), nil, nil)
+		if !errors.Is(err, ErrNoDaemon) || ctx.Err() != nil {
+			return m, err
+		}
+		// Not at once: one that fails again and again is not to be hurried.
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return m, err
+		}
+		if _, err := Connect(ctx, c.home); err != nil {
+			return m, err
+		}
+	}
 }
 
-// Autostart says whether a machine starts with the daemon.
+// Autostart says whether a machine is started when the daemon starts for the
+// first time after the host has.
 func (c *Client) Autostart(ctx context.Context, name string, on bool) error {
 	return c.call(ctx, "POST", machine(name)+"/autostart", api.AutostartRequest{On: on})
 }

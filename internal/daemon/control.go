@@ -16,7 +16,11 @@ func (d *Daemon) deleteMachine(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := m.remove(r.Context(), force); err != nil {
+	disks, err := flag(r, "disks")
+	if err != nil {
+		return err
+	}
+	if err := m.remove(r.Context(), force, disks); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -33,7 +37,7 @@ func (d *Daemon) postStart(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s := newEvents(w)
-	err = d.launch(r.Context(), m, req.NoWait, req.Timeout, s)
+	err = d.launch(r.Context(), m, startOptions{timeout: req.Timeout, install: req.Install}, req.NoWait, s)
 	s.done(m.describe(), err)
 	return nil
 }

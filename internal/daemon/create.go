@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/guest/seed"
@@ -108,7 +107,7 @@ func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c ap
 // launch starts a machine, tells of its boot, and returns at the login prompt,
 // or when the guest executes if noWait. The start goes on when ctx ends; only
 // the telling does not.
-func (d *Daemon) launch(ctx context.Context, m *machine, noWait bool, timeout time.Duration, s *events) error {
+func (d *Daemon) launch(ctx context.Context, m *machine, o startOptions, noWait bool, s *events) error {
 	s.send(api.Event{Step: "start", Machine: m.name, Text: "starting " + m.name})
 	type started struct {
 		r   *run
@@ -116,7 +115,10 @@ func (d *Daemon) launch(ctx context.Context, m *machine, noWait bool, timeout ti
 	}
 	done := make(chan started, 1)
 	d.background(func(ctx context.Context) {
-		r, err := m.start(ctx, timeout)
+		r, err := m.start(ctx, o)
+		if err != nil {
+			err = m.undo(err)
+		}
 		done <- started{r, err}
 	})
 	var r *run
@@ -169,7 +171,7 @@ func (d *Daemon) postMachines(w http.ResponseWriter, r *http.Request) error {
 		s.done(nil, err)
 		return nil
 	}
-	err = d.launch(r.Context(), m, req.NoWait, req.Timeout, s)
+	err = d.launch(r.Context(), m, startOptions{timeout: req.Timeout}, req.NoWait, s)
 	s.done(m.describe(), err)
 	return nil
 }
@@ -234,7 +236,7 @@ func (d *Daemon) launchAll(ctx context.Context, list []*machine, req api.CloneRe
 	var group sync.WaitGroup
 	errs := make([]error, len(list))
 	for i, m := range list {
-		group.Go(func() { errs[i] = d.launch(ctx, m, req.NoWait, req.Timeout, s) })
+		group.Go(func() { errs[i] = d.launch(ctx, m, startOptions{timeout: req.Timeout}, req.NoWait, s) })
 	}
 	group.Wait()
 	return together(list, errs)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,6 +51,9 @@ type Options struct {
 	// StartsAtOnce bounds how many machines are being started at one time.
 	// 0 means the number of processors, at least 2.
 	StartsAtOnce int
+
+	// BootID tells the host's boots apart; "" is the kernel's.
+	BootID string
 
 	// Seed and Watch stand in for seed.Build and boot.Watch in tests.
 	Seed  func(seed.Config) ([]byte, error)
@@ -256,6 +260,8 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 		})
 	}
 	group.Wait()
+	all = slices.DeleteFunc(all, func(m *machine) bool { return m.unfinished(ctx) })
+	d.autostart(all)
 	for _, m := range all {
 		m.finishStart()
 	}

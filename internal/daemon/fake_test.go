@@ -33,6 +33,7 @@ type fakeDriver struct {
 
 	mu       sync.Mutex
 	running  map[string]*fakeMachine // by folder
+	unseen   map[string]vm.Exit      // of those that ended
 	starts   int
 	atOnce   atomic.Int64
 	mostOnce atomic.Int64
@@ -88,6 +89,9 @@ func (d *fakeDriver) Adopt(ctx context.Context, dir string) (vm.Machine, error) 
 	if m := d.running[dir]; m != nil {
 		return m, nil
 	}
+	if exit, ok := d.unseen[dir]; ok && exit.Cause != "" {
+		return nil, &vm.EndedError{Exit: exit}
+	}
 	return nil, vm.ErrNotRunning
 }
 
@@ -118,6 +122,7 @@ func (d *fakeDriver) count() (running, starts int) {
 type fakeMachine struct {
 	d        *fakeDriver
 	dir      string
+	spec     vm.Spec
 	info     vm.RunInfo
 	listener net.Listener
 	ended    chan struct{}
@@ -129,9 +134,13 @@ type fakeMachine struct {
 }
 
 func newFakeMachine(d *fakeDriver, spec vm.Spec, dir string) (*fakeMachine, error) {
-	m := &fakeMachine{d: d, dir: dir, ended: make(chan struct{})}
+	m := &fakeMachine{d: d, dir: dir, spec: spec, ended: make(chan struct{})}
 	m.info = vm.RunInfo{PID: os.Getpid(), StartedAt: time.Now(), Accel: vm.AccelTCG, AccelNote: d.note, QEMU: "fake"}
-	for i, f := range spec.NICs[0].Forwards {
+	var forwards []vm.Forward
+	if len(spec.NICs) > 0 {
+		forwards = spec.NICs[0].Forwards
+	}
+	for i, f := range forwards {
 		if f.HostPort == 0 {
 			f.HostPort = 40000 + i
 		}
@@ -205,6 +214,10 @@ func (m *fakeMachine) exitWith(exit vm.Exit) {
 	_ = m.log.Close()
 	_ = os.Remove(filepath.Join(m.dir, home.PIDFile))
 	delete(m.d.running, m.dir)
+	if m.d.unseen == nil {
+		m.d.unseen = make(map[string]vm.Exit)
+	}
+	m.d.unseen[m.dir] = exit
 	close(m.ended)
 }
 
@@ -229,14 +242,19 @@ func (m *fakeMachine) Wait(ctx context.Context) (vm.Exit, error) {
 
 func (m *fakeMachine) Shutdown(context.Context) error {
 	if !m.d.deaf {
-		m.end(vm.StateStopped, "guest shut down")
+		m.exitWith(vm.Exit{State: vm.StateStopped, Cause: vm.CauseShutdown, Reason: "guest shut down"})
 	}
 	return nil
 }
 
 func (m *fakeMachine) Kill(context.Context) error {
-	m.end(vm.StateStopped, "killed")
+	m.exitWith(vm.Exit{State: vm.StateStopped, Cause: vm.CauseKilled, Reason: "killed"})
 	return nil
+}
+
+// reboot is what a guest does when its installer is done.
+func (m *fakeMachine) reboot() {
+	m.exitWith(vm.Exit{State: vm.StateStopped, Cause: vm.CauseReset, Reason: "guest rebooted, which ends this machine"})
 }
 
 // bootToLogin is a guest that boots.

@@ -36,6 +36,8 @@ type machine struct {
 	run      *run // nil while it does not run
 	starting bool
 	removed  bool
+	install  *installRun // that is under way, nil where none is
+	gone     bool        // a transient one that has ended
 }
 
 // run is one life of a machine's process.
@@ -44,6 +46,8 @@ type run struct {
 	boot    *bootLog
 	console *console
 	ended   chan struct{} // closed when the process is gone and that is recorded
+	spec    vm.Spec       // what it was started with
+	install bool          // it is the install phase
 	again   bool          // started after one that failed while it booted
 	end     func()        // lets go of it: ends what watches it, not the process
 }
@@ -138,6 +142,36 @@ func (m *machine) setLast(change func(*store.Last)) error {
 	return err
 }
 
+// setRecord is setLast for all that changes of a machine with a definition:
+// change, too, is called with m.mu held, and replaces Definition as a whole.
+func (m *machine) setRecord(change func(*store.Machine)) error {
+	m.recording.Lock()
+	defer m.recording.Unlock()
+	m.mu.Lock()
+	change(&m.rec)
+	rec := m.rec
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var err error
+	if rec.Definition == nil {
+		err = m.d.store.SetLast(ctx, m.id, rec.Last)
+	} else {
+		err = m.d.store.SetRecord(ctx, m.id, store.Record{Spec: rec.Spec, Last: rec.Last, Definition: rec.Definition})
+	}
+	if err != nil {
+		m.d.log.Error("record the state of a machine", "machine", m.name, "error", err)
+	}
+	return err
+}
+
+// known is what is recorded of the machine.
+func (m *machine) known() store.Machine {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rec
+}
+
 // describe is the machine as clients see it.
 func (m *machine) describe() api.Machine {
 	m.mu.Lock()
@@ -145,8 +179,9 @@ func (m *machine) describe() api.Machine {
 	m.mu.Unlock()
 	out := api.Machine{
 		ID: rec.ID, Name: rec.Name, Template: rec.Template, Digest: rec.Digest, CreatedAt: rec.CreatedAt,
-		Dir: m.dir, Spec: rec.Spec, DiskSize: m.d.store.DiskSize(rec.ID), User: rec.User,
+		Dir: m.dir, Spec: rec.Spec, DiskSize: m.d.store.DiskSize(rec), User: rec.User,
 		Stage: rec.Last.Stage, LoginIn: rec.Last.LoginIn, Problem: rec.Last.Problem, Exit: rec.Last.Exit,
+		Definition: rec.Definition, Autostart: rec.Last.Autostart,
 	}
 	if r != nil {
 		info := r.vm.Info()
@@ -166,6 +201,8 @@ func state(last store.Last, r *run, starting bool) api.MachineState {
 			return api.Stuck
 		case last.Stage == boot.StageLogin:
 			return api.Login
+		case r.install:
+			return api.Installing
 		case r.boot.over():
 			return api.Running
 		}
@@ -197,13 +234,7 @@ func sshPort(forwards []vm.Forward) int {
 func (m *machine) adopt(ctx context.Context) error {
 	machine, err := m.d.opts.Driver.Adopt(ctx, m.dir)
 	if errors.Is(err, vm.ErrNotRunning) {
-		if m.last().Running {
-			return m.setLast(func(l *store.Last) {
-				l.Running = false
-				l.Exit = &vm.Exit{State: vm.StateStopped, Reason: "ended while no daemon ran"}
-			})
-		}
-		return nil
+		return m.endedUnseen(err)
 	}
 	if err != nil {
 		return fmt.Errorf("machine %s may still run and cannot be reached (`lamina stop --force %s` ends it): %w", m.name, m.name, err)
@@ -212,8 +243,29 @@ func (m *machine) adopt(ctx context.Context) error {
 	if m.last().Wanted {
 		_ = m.setLast(func(l *store.Last) { l.Wanted = false }) // an error is logged
 	}
-	m.attach(machine, 0, nil)
+	rec := m.known()
+	installing := rec.Definition != nil && rec.Definition.Phase == api.InstallRuns
+	spec := rec.Spec
+	if installing {
+		spec = rec.Definition.Install.Spec
+		m.beginInstall()
+	}
+	m.attach(machine, startOptions{}, spec, installing)
 	return nil
+}
+
+// endedUnseen records the end of a machine that is meant to run and does not;
+// notRunning may tell how it came.
+func (m *machine) endedUnseen(notRunning error) error {
+	if !m.last().Running {
+		return nil
+	}
+	exit := vm.Exit{State: vm.StateStopped, Reason: "ended while no daemon ran"}
+	var told *vm.EndedError
+	if errors.As(notRunning, &told) {
+		exit = told.Exit
+	}
+	return m.recordEnd(exit)
 }
 
 // adoptOrKill is adopt that, with force, ends a process that cannot be reached.

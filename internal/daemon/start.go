@@ -14,15 +14,20 @@ import (
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
-// start starts the machine and returns when its guest executes. It runs to
-// its end whatever becomes of the client: ctx is the daemon's.
-func (m *machine) start(ctx context.Context, timeout time.Duration) (*run, error) {
-	return m.startAfter(ctx, timeout, nil)
+// startOptions say how a machine is started.
+type startOptions struct {
+	timeout time.Duration // of its boot; 0 is the default
+	// boot is what goes on where another run left off; nil is a new one.
+	boot *bootLog
+	// again: in the place of a run that failed while it booted.
+	again bool
+	// install repeats an install phase that was interrupted.
+	install bool
 }
 
-// startAfter is start; failed is the run that this one takes the place of, nil
-// where somebody asked for the start.
-func (m *machine) startAfter(ctx context.Context, timeout time.Duration, failed *run) (*run, error) {
+// start starts the machine and returns when its guest executes. It runs to
+// its end whatever becomes of the client: ctx is the daemon's.
+func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -46,33 +51,64 @@ func (m *machine) startAfter(ctx context.Context, timeout time.Duration, failed 
 	case <-ctx.Done():
 		return nil, fmt.Errorf("start %s: %w", m.name, cause(ctx))
 	}
-	if err := m.d.store.Intact(ctx, m.rec.Digest); err != nil {
-		if ctx.Err() == nil {
-			err = errors.Join(err, m.setLast(func(l *store.Last) { l.Wanted = false }))
-		}
+	if err := m.intact(ctx); err != nil {
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}
-	before := m.last()
-	wanted := before.Wanted
-	// On stable storage before there is a process: whatever happens now, the
-	// next daemon looks for it.
-	if err := m.setLast(func(l *store.Last) { *l = store.Last{Started: true, Running: true, Wanted: wanted} }); err != nil {
+	before := m.known()
+	spec, installing, err := plan(before, o.install)
+	if err != nil {
 		return nil, err
 	}
-	machine, err := m.d.opts.Driver.Start(ctx, m.rec.Spec, m.dir)
+	// On stable storage before there is a process: whatever happens now, the
+	// next daemon looks for it.
+	err = m.setRecord(func(rec *store.Machine) {
+		rec.Last = rec.Last.Next()
+		if installing {
+			rec.Definition = inPhase(rec.Definition, api.InstallRuns)
+		}
+	})
 	if err != nil {
-		before.Wanted = wanted && ctx.Err() != nil // the daemon ends: the next one does it
-		return nil, errors.Join(fmt.Errorf("start %s: %w", m.name, err), m.setLast(func(l *store.Last) { *l = before }))
+		return nil, err
+	}
+	if installing {
+		m.beginInstall()
+	}
+	wanted := before.Last.Wanted
+	machine, err := m.d.opts.Driver.Start(ctx, spec, m.dir)
+	if err != nil {
+		before.Last.Wanted = wanted && ctx.Err() != nil // the daemon ends: the next one does it
+		err = errors.Join(fmt.Errorf("start %s: %w", m.name, err),
+			m.setRecord(func(rec *store.Machine) { rec.Last, rec.Definition = before.Last, before.Definition }))
+		m.endInstall(err)
+		return nil, err
 	}
 	info := machine.Info()
 	m.d.log.Info("started", "machine", m.name, "pid", info.PID, "accel", info.Accel)
 	if info.AccelNote != "" {
 		m.d.log.Warn("no KVM", "machine", m.name, "reason", info.AccelNote)
 	}
-	if wanted {
-		_ = m.setLast(func(l *store.Last) { l.Wanted = false }) // an error is logged
+	if wanted || before.Last.Fresh {
+		_ = m.setLast(func(l *store.Last) { l.Wanted, l.Fresh = false, false }) // an error is logged
 	}
-	return m.attach(machine, timeout, failed), nil
+	return m.attach(machine, o, spec, installing), nil
+}
+
+// intact says what keeps a machine from being started at all.
+func (m *machine) intact(ctx context.Context) error {
+	rec := m.known()
+	if rec.Definition != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.gone {
+			return fmt.Errorf("%w: it is transient and has ended", store.ErrInUse)
+		}
+		return nil
+	}
+	err := m.d.store.Intact(ctx, rec.Digest)
+	if err != nil && ctx.Err() == nil {
+		err = errors.Join(err, m.setLast(func(l *store.Last) { l.Wanted = false }))
+	}
+	return err
 }
 
 // finishStart starts a machine that was made to be started, when the daemon
@@ -86,7 +122,7 @@ func (m *machine) finishStart() {
 	}
 	m.d.log.Info("finishing a start that was broken off", "machine", m.name)
 	m.d.background(func(ctx context.Context) {
-		if _, err := m.start(ctx, 0); err != nil {
+		if _, err := m.start(ctx, startOptions{}); err != nil {
 			m.d.log.Error("not started", "machine", m.name, "error", err)
 		}
 	})
@@ -99,14 +135,14 @@ func (m *machine) setStarting(v bool) {
 }
 
 // attach begins to supervise a running machine and to follow its boot. Who
-// follows the boot of failed, the run that this one takes the place of if it is
-// not nil, goes on with this one.
-func (m *machine) attach(machine vm.Machine, timeout time.Duration, failed *run) *run {
+// follows o.boot goes on with this one.
+func (m *machine) attach(machine vm.Machine, o startOptions, spec vm.Spec, installing bool) *run {
 	ctx, cancel := context.WithCancelCause(m.d.ctx)
 	var watchers sync.WaitGroup
-	r := &run{vm: machine, boot: newBootLog(), ended: make(chan struct{}), end: func() { cancel(errStopping) }}
-	if failed != nil {
-		r.boot, r.again = failed.boot, true
+	r := &run{vm: machine, boot: o.boot, spec: spec, install: installing, again: o.again,
+		ended: make(chan struct{}), end: func() { cancel(errStopping) }}
+	if r.boot == nil {
+		r.boot = newBootLog()
 	}
 	r.console = newConsole(machine.SerialSocket(), machine.SerialLog(), r.ended)
 	m.mu.Lock()
@@ -125,7 +161,7 @@ func (m *machine) attach(machine vm.Machine, timeout time.Duration, failed *run)
 		// From its first byte: what came while no daemon ran may be a login.
 		watchers.Go(func() { m.watchOn(ctx, r, 0) })
 	default:
-		watchers.Go(func() { m.watch(ctx, r, timeout) })
+		watchers.Go(func() { m.watch(ctx, r, o.timeout) })
 	}
 	m.d.work.Go(func() {
 		watchers.Wait()
@@ -144,25 +180,39 @@ func (m *machine) supervise(ctx context.Context, r *run) {
 		exit = vm.Exit{State: vm.StateCrashed, Reason: "lost: " + err.Error()}
 	}
 	m.d.log.Info("ended", "machine", m.name, "state", exit.State, "reason", exit.Reason)
-	_ = m.setLast(func(l *store.Last) { l.Running, l.Exit = false, &exit }) // an error is logged
+	_ = m.recordEnd(exit) // an error is logged
 	m.mu.Lock()
 	m.run = nil
+	m.gone = m.rec.Definition != nil && m.rec.Definition.Transient
+	gone := m.gone
 	m.mu.Unlock()
 	close(r.ended)
 	if err := r.vm.Release(); err != nil {
 		m.d.log.Warn("release", "machine", m.name, "error", err)
 	}
+	if r.install {
+		m.d.background(func(ctx context.Context) { m.afterInstall(ctx, r, exit) })
+	}
+	if gone {
+		m.d.background(m.vanish)
+	}
 }
 
 // watch follows the boot and records how it came out.
 func (m *machine) watch(ctx context.Context, r *run, timeout time.Duration) {
-	res, err := m.watchFrom(ctx, r, 0, boot.Options{Timeout: timeout})
+	o := boot.Options{Timeout: timeout}
+	if r.install {
+		// It waits for a person as long as that person likes.
+		o.Timeout, o.Stall = forever, forever
+	}
+	res, err := m.watchFrom(ctx, r, 0, o)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		r.boot.finish(cause(ctx))
 	case err != nil:
 		m.d.log.Error("watch the boot", "machine", m.name, "error", err)
 		r.boot.finish(fmt.Errorf("machine %s runs, its boot is not watched: %w", m.name, err))
+	case res.Problem != nil && res.Problem.Kind == boot.KindEnded && r.install: // afterInstall goes on
 	case res.Problem != nil && res.Problem.Kind == boot.KindEnded && m.startAgain(r, timeout):
 	case res.Problem != nil:
 		m.tellExit(r, res.Problem)
@@ -187,7 +237,7 @@ func (m *machine) startAgain(r *run, timeout time.Duration) bool {
 	r.boot.add(api.Event{Step: "boot", Machine: m.name, Warning: "the machine failed while its guest booted, and is started again: " + exit.Reason})
 	m.d.log.Warn("failed in its boot, starting again", "machine", m.name, "reason", exit.Reason)
 	// Not the run's context, which ends with the run.
-	_, err := m.startAfter(m.d.ctx, timeout, r)
+	_, err := m.start(m.d.ctx, startOptions{timeout: timeout, boot: r.boot, again: true, install: r.install})
 	if err != nil {
 		m.d.log.Error("not started again", "machine", m.name, "error", err)
 	}
@@ -209,11 +259,13 @@ func (m *machine) exitOf(r *run) *vm.Exit {
 	return m.last().Exit
 }
 
+// forever is longer than any guest boots.
+const forever = 10 * 365 * 24 * time.Hour
+
 // watchOn waits for a guest that was given up, and reaches its login prompt
 // after all: when its metadata service timed out, or somebody helped it along.
 // It reads the serial log behind its first skip bytes.
 func (m *machine) watchOn(ctx context.Context, r *run, skip int64) {
-	const forever = 10 * 365 * 24 * time.Hour
 	for !ended(r) {
 		res, err := m.watchFrom(ctx, r, skip, boot.Options{Timeout: forever, Stall: forever})
 		switch {
@@ -273,12 +325,27 @@ func (m *machine) watchFrom(ctx context.Context, r *run, skip int64, o boot.Opti
 	} else if _, err := io.CopyN(io.Discard, serial, skip); err != nil {
 		return boot.Result{}, err
 	}
-	spec := m.rec.Spec
-	o.Hints = boot.Hints{Name: m.name, DiskBus: string(spec.Disks[0].Bus), HasSeed: len(spec.Disks) > 1, TCG: r.vm.Info().Accel == vm.AccelTCG}
+	o.Hints = hints(m.known(), r)
 	o.OnEvent = func(e boot.Event) {
 		r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: e.Line, Boot: &e})
 	}
 	return m.d.opts.Watch(ctx, src, o)
+}
+
+// hints tell the boot watcher of the machine.
+func hints(rec store.Machine, r *run) boot.Hints {
+	h := boot.Hints{Name: rec.Name, TCG: r.vm.Info().Accel == vm.AccelTCG}
+	for _, d := range r.spec.Disks {
+		if h.DiskBus == "" && d.Device == vm.DeviceDisk {
+			h.DiskBus = string(d.Bus)
+		}
+		if rec.Definition == nil && d.Serial == "seed" {
+			h.HasSeed = true
+		}
+	}
+	// Where the person brought the disks, what they hold is not known.
+	h.HasSeed = h.HasSeed || rec.Definition != nil
+	return h
 }
 
 // record keeps how a boot came out.
@@ -315,6 +382,8 @@ func (m *machine) stopMachine(ctx context.Context, req api.StopRequest, tell fun
 	if r == nil || err != nil {
 		return err
 	}
+	stopped := m.stopping(r)
+	defer stopped()
 	if !req.Force {
 		tell(api.Event{Step: "stop", Machine: m.name, Text: "power button pressed"})
 		ended, err := m.powerDown(ctx, r, req.Timeout)
@@ -382,9 +451,9 @@ func (m *machine) kill(ctx context.Context, r *run) error {
 	}
 }
 
-// remove removes the machine with everything that it has; one that runs only
-// with force.
-func (m *machine) remove(ctx context.Context, force bool) error {
+// remove removes the machine with everything that it has, and its disks if
+// asked to where they are not its own; one that runs only with force.
+func (m *machine) remove(ctx context.Context, force, disks bool) error {
 	end, err := m.begin(ctx)
 	if err != nil {
 		return err
@@ -395,21 +464,34 @@ func (m *machine) remove(ctx context.Context, force bool) error {
 			return err
 		}
 	}
+	var also []string
+	if disks {
+		if also, err = m.removableDisks(ctx); err != nil {
+			return err
+		}
+	}
 	if r := m.running(); r != nil {
 		if !force {
 			return fmt.Errorf("machine %s is running (%w): stop it first, or remove it by force", m.name, store.ErrInUse)
 		}
+		defer m.stopping(r)()
 		if err := m.kill(ctx, r); err != nil {
 			return err
 		}
 	}
-	if err := m.d.store.RemoveMachine(ctx, m.id); err != nil {
+	if err := m.d.store.RemoveMachine(ctx, m.id, also...); err != nil {
 		return err
 	}
+	m.forgotten()
+	m.d.log.Info("removed", "machine", m.name, "id", m.id)
+	return nil
+}
+
+// forgotten ends the life of a machine that is not in the store any more. The
+// caller has op.
+func (m *machine) forgotten() {
 	m.mu.Lock()
 	m.removed = true
 	m.mu.Unlock()
 	m.d.forget(m)
-	m.d.log.Info("removed", "machine", m.name, "id", m.id)
-	return nil
 }

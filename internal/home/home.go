@@ -90,6 +90,10 @@ func (h Home) StartLock() string { return filepath.Join(h.Run, "start.lock") }
 func (h Home) DaemonLog() string { return filepath.Join(h.Data, "laminad.log") }
 func (h Home) Database() string  { return filepath.Join(h.Data, "state.db") }
 
+// Autostarted holds the boot id of the host's boot in which machines were last
+// started by themselves.
+func (h Home) Autostarted() string { return filepath.Join(h.Data, "autostarted") }
+
 // Key is the private SSH key of this home, which its machines let in; the
 // public one lies beside it with ".pub" behind the name.
 func (h Home) Key() string { return filepath.Join(h.Data, "id_ed25519") }

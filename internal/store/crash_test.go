@@ -62,8 +62,16 @@ func workUntilKilled(work string) error {
 			err = clone(ctx, s, "a", "b", "c", "d", "e", "f")
 		case "remove":
 			err = removeAll(ctx, s)
+		case "remove with disks":
+			err = removeAll(ctx, s, filepath.Join(dir, "disk"))
 		case "remove template":
 			err = s.RemoveTemplate(ctx, "one")
+		case "define":
+			_, err = s.Define(ctx, newDefinition(dir))
+		case "install":
+			err = install(ctx, s)
+		case "undo":
+			err = undoAll(ctx, s)
 		case "everything":
 			if _, _, err = s.Import(ctx, Import{Path: image, Name: "one"}, nil); err == nil {
 				err = clone(ctx, s, fmt.Sprintf("m-%d", n), fmt.Sprintf("n-%d", n))
@@ -86,10 +94,10 @@ func clone(ctx context.Context, s *Store, names ...string) error {
 	return err
 }
 
-func removeAll(ctx context.Context, s *Store) error {
+func removeAll(ctx context.Context, s *Store, also ...string) error {
 	list, err := s.Machines(ctx)
 	for _, m := range list {
-		err = errors.Join(err, s.RemoveMachine(ctx, m.ID))
+		err = errors.Join(err, s.RemoveMachine(ctx, m.ID, also...))
 	}
 	return err
 }

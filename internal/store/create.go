@@ -82,21 +82,36 @@ func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMa
 		if n.Size < template.VirtualSize {
 			return nil, fmt.Errorf("%w: machine %s: a disk of %d bytes is smaller than its template %s with %d", ErrInvalid, n.Name, n.Size, name, template.VirtualSize)
 		}
-		id := make([]byte, 6)
-		_, _ = rand.Read(id) // never fails
-		m := Machine{ID: hex.EncodeToString(id), Name: n.Name, Digest: template.Digest, Template: name,
+		m := Machine{ID: newID(), Name: n.Name, Digest: template.Digest, Template: name,
 			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec, Last: Last{Wanted: n.Start}}
 		m.Config.Password, m.Config.UserData = "", nil
 		s.place(&m)
 		machines = append(machines, m)
 	}
+	if err := s.insertMachines(ctx, machines); err != nil {
+		return nil, err
+	}
+	return machines, nil
+}
+
+func newID() string {
+	id := make([]byte, 6)
+	_, _ = rand.Read(id) // never fails
+	return hex.EncodeToString(id)
+}
+
+// insertMachines commits rows in the state creating: all, or none where a name
+// is taken.
+func (s *Store) insertMachines(ctx context.Context, machines []Machine) error {
 	err := transact(ctx, s.db, func(tx *sql.Tx) error {
 		taken, err := tx.PrepareContext(ctx, `SELECT count(*) FROM machines WHERE name = ?`)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = taken.Close() }()
-		insert, err := tx.PrepareContext(ctx, `INSERT INTO machines (`+machineColumns+`, state) VALUES (?,?,?,?,?,?,?,?,?,'creating')`)
+		insert, err := tx.PrepareContext(ctx, `INSERT INTO machines
+			(id, name, digest, template, user, created_at, config, spec, last, definition, state)
+			VALUES (?,?,nullif(?, ''),?,?,?,?,?,?,nullif(?, 'null'),'creating')`)
 		if err != nil {
 			return err
 		}
@@ -114,11 +129,12 @@ func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMa
 			config, err1 := json.Marshal(m.Config)
 			spec, err2 := json.Marshal(m.Spec)
 			last, err3 := json.Marshal(m.Last)
-			if err := errors.Join(err1, err2, err3); err != nil {
+			definition, err4 := json.Marshal(m.Definition)
+			if err := errors.Join(err1, err2, err3, err4); err != nil {
 				return err
 			}
 			_, err = insert.ExecContext(ctx, m.ID, m.Name, m.Digest, m.Template, m.User, m.CreatedAt.UnixNano(),
-				string(config), string(spec), string(last))
+				string(config), string(spec), string(last), string(definition))
 			if err != nil {
 				return err
 			}
@@ -129,9 +145,9 @@ func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMa
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("new machine: %w", err)
+		return fmt.Errorf("new machine: %w", err)
 	}
-	return machines, nil
+	return nil
 }
 
 // makeMachines makes the files of reserved machines, several at a time, brings

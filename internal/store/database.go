@@ -62,6 +62,34 @@ var migrations = []string{
 	CREATE TRIGGER template_is_needed BEFORE UPDATE OF state ON templates
 	WHEN NEW.state = 'removing' AND EXISTS (SELECT 1 FROM machines WHERE digest = NEW.digest)
 	BEGIN SELECT RAISE(ABORT, 'machines need the template'); END;`,
+
+	// Machines without a template: made of a whole description. SQLite cannot
+	// drop a NOT NULL, so the table is made anew.
+	`DROP TRIGGER template_is_needed;
+	CREATE TABLE new_machines (
+		id         TEXT PRIMARY KEY,
+		name       TEXT NOT NULL UNIQUE,
+		state      TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'removing')),
+		digest     TEXT REFERENCES templates (digest) ON DELETE RESTRICT, -- NULL: it has a definition
+		template   TEXT NOT NULL, -- the name it was asked for by
+		user       TEXT NOT NULL,
+		created_at INTEGER NOT NULL,
+		config     TEXT NOT NULL, -- JSON; no password, no user-data
+		spec       TEXT NOT NULL, -- JSON
+		last       TEXT NOT NULL, -- JSON: what the last run came to
+		definition TEXT           -- JSON; NULL: it has a template
+	) STRICT;
+	INSERT INTO new_machines SELECT *, NULL FROM machines;
+	DROP TABLE machines;
+	ALTER TABLE new_machines RENAME TO machines;
+	CREATE INDEX machines_digest ON machines (digest);
+	CREATE TRIGGER machine_needs_ready_template BEFORE INSERT ON machines
+	WHEN NEW.digest IS NOT NULL
+		AND NOT EXISTS (SELECT 1 FROM templates WHERE digest = NEW.digest AND state = 'ready')
+	BEGIN SELECT RAISE(ABORT, 'the template is not there, or being removed'); END;
+	CREATE TRIGGER template_is_needed BEFORE UPDATE OF state ON templates
+	WHEN NEW.state = 'removing' AND EXISTS (SELECT 1 FROM machines WHERE digest = NEW.digest)
+	BEGIN SELECT RAISE(ABORT, 'machines need the template'); END;`,
 }
 
 // openDatabase opens the state database, made with mode 0600 (SQLite gives

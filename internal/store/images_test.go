@@ -137,7 +137,7 @@ func TestHundredClones(t *testing.T) {
 	}
 	var most int64
 	for _, m := range made {
-		most = max(most, s.DiskSize(m.ID))
+		most = max(most, s.DiskSize(m))
 	}
 	t.Logf("100 clones took %s, the layer of each at most %d bytes", took.Round(time.Millisecond), most)
 	if most > 16<<10 || most == 0 {

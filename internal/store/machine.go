@@ -19,13 +19,19 @@ import (
 type Machine struct {
 	ID        string // names its folder
 	Name      string
-	Digest    string // of its template
+	Digest    string // of its template, "" for a machine with a definition
 	Template  string // the name that it was asked for by
 	User      string // to log in as
 	CreatedAt time.Time
 	Config    api.MachineConfig // without Password and UserData
-	Spec      vm.Spec           // Disks[0] is its own layer, Disks[1] the seed if it has one
-	Last      Last
+	// Spec is, in the end, what the machine is. With a template Disks[0] is
+	// its own layer and Disks[1] the seed if it has one; with a definition
+	// the disks lie elsewhere and are not the store's.
+	Spec vm.Spec
+	Last Last
+	// Definition is set for a machine that was made by Define. It is
+	// replaced as a whole, never changed in place.
+	Definition *api.Definition
 }
 
 // Last is what is known of a machine's last run.
@@ -33,16 +39,30 @@ type Last struct {
 	// Started is true from just before the machine is started for the first
 	// time, Running while it is meant to run: after a restart such a
 	// machine is looked for.
-	Started bool          `json:"started,omitempty"`
-	Running bool          `json:"running,omitempty"`
-	Wanted  bool          `json:"wanted,omitempty"` // made to be started, which has not been done yet
+	Started bool `json:"started,omitempty"`
+	Running bool `json:"running,omitempty"`
+	Wanted  bool `json:"wanted,omitempty"` // made to be started, which has not been done yet
+	// Autostart: it is started when the daemon starts for the first time after
+	// the host has.
+	Autostart bool `json:"autostart,omitempty"`
+	// Fresh: its first start has not come to anything yet. Who asked for the
+	// machine has no answer; the next daemon undoes it.
+	Fresh bool `json:"fresh,omitempty"`
+	// Stopping: a person ends it.
+	Stopping bool `json:"stopping,omitempty"`
+
 	Exit    *vm.Exit      `json:"exit,omitempty"`
 	Stage   boot.Stage    `json:"stage"`
 	LoginIn time.Duration `json:"loginIn,omitempty"`
 	Problem *boot.Problem `json:"problem,omitempty"`
 }
 
-const machineColumns = `id, name, digest, template, user, created_at, config, spec, last`
+// Next is what is recorded when a next run begins.
+func (l Last) Next() Last {
+	return Last{Started: true, Running: true, Wanted: l.Wanted, Autostart: l.Autostart, Fresh: l.Fresh}
+}
+
+const machineColumns = `id, name, coalesce(digest, ''), template, user, created_at, config, spec, last, coalesce(definition, 'null')`
 
 // Machines lists all machines by name.
 func (s *Store) Machines(ctx context.Context) ([]Machine, error) {
@@ -79,13 +99,14 @@ func (s *Store) Taken(ctx context.Context, name string) (bool, error) {
 
 func (s *Store) scanMachine(r scanner) (m Machine, err error) {
 	var created int64
-	var config, spec, last []byte
-	err = r.Scan(&m.ID, &m.Name, &m.Digest, &m.Template, &m.User, &created, &config, &spec, &last)
+	var config, spec, last, definition []byte
+	err = r.Scan(&m.ID, &m.Name, &m.Digest, &m.Template, &m.User, &created, &config, &spec, &last, &definition)
 	if err != nil {
 		return m, err
 	}
 	m.CreatedAt = time.Unix(0, created)
-	err = errors.Join(json.Unmarshal(config, &m.Config), json.Unmarshal(spec, &m.Spec), json.Unmarshal(last, &m.Last))
+	err = errors.Join(json.Unmarshal(config, &m.Config), json.Unmarshal(spec, &m.Spec), json.Unmarshal(last, &m.Last),
+		json.Unmarshal(definition, &m.Definition))
 	if err != nil {
 		return m, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
@@ -96,6 +117,9 @@ func (s *Store) scanMachine(r scanner) (m Machine, err error) {
 // place puts the paths of the machine's own disks into its spec. They follow
 // from the home, so that a home can be moved.
 func (s *Store) place(m *Machine) {
+	if m.Definition != nil {
+		return
+	}
 	dir := s.home.Machine(m.ID)
 	for i, name := range []string{home.DiskFile, home.SeedFile} {
 		if i < len(m.Spec.Disks) {
@@ -107,9 +131,18 @@ func (s *Store) place(m *Machine) {
 // Dir is the machine's folder.
 func (s *Store) Dir(id string) string { return s.home.Machine(id) }
 
-// DiskSize returns the bytes that the machine's own layer takes on the host.
-func (s *Store) DiskSize(id string) int64 {
-	return allocated(filepath.Join(s.Dir(id), home.DiskFile))
+// DiskSize returns the bytes that the machine's own layer, or the writable
+// images of its definition, take on the host.
+func (s *Store) DiskSize(m Machine) (size int64) {
+	if m.Definition == nil {
+		return allocated(filepath.Join(s.Dir(m.ID), home.DiskFile))
+	}
+	for _, d := range m.Spec.Disks {
+		if !d.ReadOnly {
+			size += allocated(d.Path)
+		}
+	}
+	return size
 }
 
 // SetLast records what is known of a machine's last run. It is on stable
@@ -127,22 +160,31 @@ func (s *Store) SetLast(ctx context.Context, id string, last Last) error {
 }
 
 // RemoveMachine removes a machine, which must not run, with everything that
-// it has. Once begun it ends, also when ctx does.
-func (s *Store) RemoveMachine(ctx context.Context, id string) error {
-	var n int
-	if err := s.db.QueryRowContext(ctx, `SELECT count(*) FROM machines WHERE id = ?`, id).Scan(&n); err != nil {
-		return fmt.Errorf("state database: %w", err)
-	}
-	if n == 0 {
+// it has and, if it has a definition, the files of also. Once begun it ends, also
+// when ctx does.
+func (s *Store) RemoveMachine(ctx context.Context, id string, also ...string) error {
+	row := s.db.QueryRowContext(ctx, `SELECT `+machineColumns+` FROM machines WHERE id = ?`, id)
+	m, err := s.scanMachine(row)
+	if errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("machine %s: %w", id, ErrNotFound)
 	}
-	return s.removeMachines(context.WithoutCancel(ctx), []string{id})
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	if len(also) > 0 && m.Definition == nil {
+		return fmt.Errorf("machine %s: %w: it has no definition, its files are all its own", m.Name, ErrInvalid)
+	}
+	return s.removeMachines(context.WithoutCancel(ctx), []string{id}, also...)
 }
 
-// removeMachines commits the intent and carries it out.
-func (s *Store) removeMachines(ctx context.Context, ids []string) error {
+// removeMachines commits the intent, also with what else is to go, and carries
+// it out.
+func (s *Store) removeMachines(ctx context.Context, ids []string, also ...string) error {
 	err := transact(ctx, s.db, func(tx *sql.Tx) error {
 		for _, id := range ids {
+			if err := addOwned(ctx, tx, id, also); err != nil {
+				return err
+			}
 			if _, err := tx.ExecContext(ctx, `UPDATE machines SET state = 'removing' WHERE id = ?`, id); err != nil {
 				return err
 			}
@@ -164,6 +206,9 @@ func (s *Store) dropMachines(ctx context.Context, ids []string) error {
 		return nil
 	}
 	for _, id := range ids {
+		if err := s.removeOwned(ctx, id); err != nil {
+			return err
+		}
 		s.step("machine folder removed")
 		if err := s.removeMachineFolder(id); err != nil {
 			return err

@@ -46,6 +46,9 @@ func (s *Store) recover(ctx context.Context) error {
 			s.log.Error("a template is not cleaned up yet", "digest", d, "error", err)
 		}
 	}
+	if err := s.endInstalls(ctx); err != nil {
+		return err
+	}
 	if err := s.sweepTemporary(); err != nil {
 		s.log.Error("unfinished imports are not cleaned up yet", "error", err)
 	}

@@ -56,7 +56,8 @@ type Store struct {
 	// finds what the first one made.
 	sources keyed
 	// publish is held from the look whether a digest is known to the commit
-	// that makes it so, and while a template is removed.
+	// that makes it so, while a template is removed, and from the look
+	// whether a definition has what it names for itself to its commit.
 	publish sync.Mutex
 
 	// hook is called before each step that changes anything on disk; the

@@ -36,7 +36,8 @@ type Driver interface {
 
 	// Adopt finds the machine that an earlier process started in dir.
 	// It returns ErrNotRunning where there is none, and cleans up what a
-	// dead one left behind (sockets, pid file).
+	// dead one left behind (sockets, pid file). Where one ended unseen the
+	// error is an [*EndedError].
 	Adopt(ctx context.Context, dir string) (Machine, error)
 }
 
@@ -106,6 +107,15 @@ type Exit struct {
 	// guest nor a person ended it, and it may well run when started again.
 	Failed bool `json:"failed,omitempty"`
 }
+
+// EndedError is an ErrNotRunning that tells how a machine ended that nobody
+// watched.
+type EndedError struct{ Exit Exit }
+
+func (e *EndedError) Error() string { return ErrNotRunning.Error() + ": " + e.Exit.Reason }
+
+// Is says that it is an [ErrNotRunning].
+func (e *EndedError) Is(target error) bool { return target == ErrNotRunning }
 
 // Cause is what ended a machine, where a program acts on it.
 type Cause string

@@ -299,11 +299,15 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 		return nil, err
 	}
 	defer unlock()
+	unseen := endedUnseen(dir) // before what tells of it is cleaned up
 	p, r, err := findRunning(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
 	if p == nil {
+		if unseen != nil {
+			return nil, &vm.EndedError{Exit: *unseen}
+		}
 		return nil, vm.ErrNotRunning
 	}
 	m, err := attach(ctx, p, r, dir)

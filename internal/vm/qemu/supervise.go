@@ -2,11 +2,17 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/qmp"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
@@ -218,4 +224,26 @@ func (s story) exit(fallsBack, failed bool, status, words string) vm.Exit {
 		return crashed("QEMU ended: " + status)
 	}
 	return crashed("QEMU ended without saying why")
+}
+
+// endedUnseen says how the machine that is on record in dir ended, if it has,
+// by what it left behind: QEMU removes its pid file when it ends by itself, and
+// says in its log that a signal has ended it. nil where there is nothing that
+// tells. The folder's lock must be held.
+func endedUnseen(dir string) *vm.Exit {
+	r, err := readRecord(dir)
+	if err != nil || r.Info.QEMU == "" {
+		return nil
+	}
+	if _, err := os.Lstat(filepath.Join(dir, home.PIDFile)); !errors.Is(err, fs.ErrNotExist) {
+		return &vm.Exit{State: vm.StateStopped, Cause: vm.CauseKilled, Reason: "killed, or lost with the host, while no daemon ran"}
+	}
+	words := lastWords(dir)
+	switch {
+	case strings.Contains(words, "terminating on signal"):
+		return &vm.Exit{State: vm.StateStopped, Cause: vm.CauseKilled, Reason: "ended while no daemon ran: " + words}
+	case words != "" && !strings.HasPrefix(words, "warning: "):
+		return &vm.Exit{State: vm.StateCrashed, Reason: "ended while no daemon ran: " + words}
+	}
+	return &vm.Exit{State: vm.StateStopped, Cause: vm.CauseShutdown, Reason: "the guest ended while no daemon ran"}
 }

@@ -1,0 +1,201 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// definitionFiles are what newDefinition names: a disk that is a person's, a
+// file of the machine's and one of its install phase.
+var definitionFiles = []string{"disk", "seed", "kernel"}
+
+// newDefinition describes a machine whose files lie in dir.
+func newDefinition(dir string) NewDefinition {
+	disks := []vm.Disk{{Path: filepath.Join(dir, "disk"), Format: "raw"}}
+	return NewDefinition{
+		Spec: vm.Spec{Name: "defined", UUID: "u", Disks: disks},
+		Definition: api.Definition{
+			Phase: api.InstallRuns, Owned: []string{filepath.Join(dir, "seed")},
+			Install: &api.Install{Spec: vm.Spec{Name: "defined", UUID: "u", Disks: disks}, Owned: []string{filepath.Join(dir, "kernel")}},
+		},
+	}
+}
+
+func writeDefinitionFiles(t testing.TB, dir string) {
+	t.Helper()
+	for _, name := range definitionFiles {
+		writeImage(t, filepath.Join(dir, name), name)
+	}
+}
+
+// there lists which of a definition's files are in dir.
+func there(dir string) (list []string) {
+	for _, name := range definitionFiles {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// install ends the install phase of the machine "defined".
+func install(ctx context.Context, s *Store) error {
+	m, err := s.Machine(ctx, "defined")
+	if err != nil {
+		return err
+	}
+	d := *m.Definition
+	d.Phase = api.Installed
+	m.Definition, m.Last.Wanted = &d, true
+	if err := s.SetRecord(ctx, m.ID, Record{Spec: m.Spec, Last: m.Last, Definition: m.Definition}); err != nil {
+		return err
+	}
+	_, err = s.EndInstall(ctx, m)
+	return err
+}
+
+func undoAll(ctx context.Context, s *Store) error {
+	list, err := s.Machines(ctx)
+	for _, m := range list {
+		err = errors.Join(err, s.UndoDefinition(ctx, m.ID))
+	}
+	return err
+}
+
+// TestDefinitionKilledAtEachStep kills a process at each step of what is done
+// to a machine with a definition: the next start finds it as it was before or
+// as it is after, with the files that belong to that.
+func TestDefinitionKilledAtEachStep(t *testing.T) {
+	for _, c := range []struct {
+		work          string
+		defined       bool // there before
+		minSteps      int
+		before, after []string // files
+		gone          bool     // is the machine after it
+	}{
+		{work: "define", minSteps: 3, before: definitionFiles, after: definitionFiles},
+		{work: "remove", defined: true, minSteps: 5, before: definitionFiles, after: []string{"disk"}, gone: true},
+		{work: "remove with disks", defined: true, minSteps: 6, before: definitionFiles, gone: true},
+		{work: "undo", defined: true, minSteps: 3, before: definitionFiles, after: definitionFiles, gone: true},
+		{work: "install", defined: true, minSteps: 3, before: definitionFiles, after: []string{"disk", "seed"}},
+	} {
+		t.Run(c.work, func(t *testing.T) {
+			for step := 1; ; step++ {
+				dir := t.TempDir()
+				writeDefinitionFiles(t, dir)
+				reopen(t, dir, func(s *Store) {
+					if c.defined {
+						if _, err := s.Define(t.Context(), newDefinition(dir)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				})
+				killed := killedAt(t, dir, c.work, step)
+				reopen(t, dir, func(s *Store) {
+					_, err := s.Machine(t.Context(), "defined")
+					isThere := err == nil
+					files := there(dir)
+					done := isThere == !c.gone && slices.Equal(files, c.after)
+					undone := isThere == c.defined && slices.Equal(files, c.before)
+					if !done && (!undone || !killed) {
+						t.Errorf("killed at step %d (%v): machine there %v, files %v", step, killed, isThere, files)
+					}
+					if isThere && c.work == "install" {
+						m, _ := s.Machine(t.Context(), "defined")
+						if over := m.Definition.Phase == api.Installed; over != m.Last.Wanted || over == (m.Definition.Install != nil) {
+							t.Errorf("killed at step %d: half switched: %+v", step, m)
+						}
+					}
+					if err := removeAll(t.Context(), s); err != nil {
+						t.Error(err)
+					}
+				})
+				if !killed {
+					if step <= c.minSteps {
+						t.Errorf("only %d steps", step-1)
+					}
+					return
+				}
+			}
+		})
+	}
+}
+
+// TestRemoveLeavesAlone removes a machine whose files have become something
+// else, or are gone.
+func TestRemoveLeavesAlone(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, home.At(filepath.Join(dir, "h")))
+	writeDefinitionFiles(t, dir)
+	m, err := s.Define(t.Context(), newDefinition(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, kernel := filepath.Join(dir, "seed"), filepath.Join(dir, "kernel")
+	if err := errors.Join(os.Remove(seed), os.Mkdir(seed, 0o700), os.Remove(kernel), s.RemoveMachine(t.Context(), m.ID)); err != nil {
+		t.Fatal(err)
+	}
+	if got := there(dir); !slices.Equal(got, []string{"disk", "seed"}) {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// TestMigrate opens a database of the first version with a machine in it.
+func TestMigrate(t *testing.T) {
+	dir := t.TempDir()
+	h := home.At(filepath.Join(dir, "h"))
+	s, err := Open(t.Context(), h, Options{Images: plainImages{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	importImage(t, s, writeImage(t, filepath.Join(dir, "image"), "content"), "one")
+	if err := clone(t.Context(), s, "old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Back to the first version.
+	db, err := sql.Open("sqlite", "file:"+h.Database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := migrations[0][strings.Index(migrations[0], "CREATE TABLE machines"):]
+	for _, q := range []string{`DROP TRIGGER template_is_needed`, `ALTER TABLE machines RENAME TO kept`, `DROP TRIGGER machine_needs_ready_template`,
+		`DROP INDEX machines_digest`, first,
+		`INSERT INTO machines SELECT id, name, state, digest, template, user, created_at, config, spec, last FROM kept`,
+		`DROP TABLE kept`, `PRAGMA user_version = 1`} {
+		if _, err := db.Exec(q); err != nil {
+			t.Fatalf("%s: %v", q, err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err = Open(t.Context(), h, Options{Images: plainImages{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	requireWhole(t, s)
+	m, err := s.Machine(t.Context(), "old")
+	if err != nil || m.Digest == "" || m.Definition != nil || m.Spec.Name != "old" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if err := s.RemoveTemplate(t.Context(), "one"); !errors.Is(err, ErrInUse) {
+		t.Errorf("a template that is needed: %v", err)
+	}
+	if _, err := s.Define(t.Context(), newDefinition(dir)); err != nil {
+		t.Error(err)
+	}
+}
