@@ -17,10 +17,11 @@ all: build
 deps:
 	@scripts/deps.sh
 
-## build: the two static binaries, and the qemu-img personality, in bin/
+## build: the two static binaries, and the personalities qemu-img and virt-install, in bin/
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lamina ./cmd/laminad
 	@ln -sf lamina bin/qemu-img
+	@ln -sf lamina bin/virt-install
 
 ## test: what CI runs: format, vet, lint, unit, interop, crash, race, short fuzz, boot
 test: deps build

@@ -11,12 +11,15 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/client"
 	"github.com/lamina-vm/lamina/internal/daemon"
 	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/tool/virtinstall"
 	"github.com/lamina-vm/lamina/internal/vm/qemu"
 )
 
@@ -40,7 +43,28 @@ Example:
   LAMINA_HOME=/srv/lab laminad --idle-exit 10m
 `
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if len(os.Args) > 0 {
+		if tool, ok := tools[filepath.Base(os.Args[0])]; ok {
+			os.Exit(tool(os.Args[1:]))
+		}
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// tools are the programs that laminad is under other names: what needs more
+// than lamina links is run by it this way (client.Exec).
+var tools = map[string]func(args []string) int{
+	client.ToolVirtInstall: install,
+	client.ToolInstall:     install,
+}
+
+// install is virt-install.
+func install(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	return virtinstall.Main(ctx, args, virtinstall.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+}
 
 // run returns the exit status: 0, 1 (failed), 2 (usage).
 func run(args []string, stdout, stderr io.Writer) int {

@@ -246,6 +246,25 @@ func homeEnv(h home.Home) []string {
 	return []string{home.Env + "=" + h.Data}
 }
 
+// Exec runs a tool that is linked into laminad in the place of this process: it
+// returns only an error. name is what the tool is called by, and what laminad
+// knows it by: see [ToolInstall] and its kin.
+func Exec(name string, args ...string) error {
+	program, err := findDaemon()
+	if err != nil {
+		return err
+	}
+	err = syscall.Exec(program, append([]string{name}, args...), os.Environ())
+	return &os.PathError{Op: "run", Path: program, Err: err}
+}
+
+// The names by which laminad is a tool and not the daemon (its argv[0]).
+const (
+	ToolVirtInstall = "virt-install"   // the drop-in, under its own name
+	ToolInstall     = "lamina install" // the same
+	ToolVerbs       = "lamina"         // the verbs that need libvirt, as of lamina
+)
+
 // findDaemon returns the laminad that belongs to this program: the one beside
 // it, else the one in PATH.
 func findDaemon() (string, error) {
