@@ -40,7 +40,7 @@ func TestImports(t *testing.T) {
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("go list: %v", withStderr(err))
+		t.Fatalf("go list: %v", err)
 	}
 	deps := strings.Fields(string(out))
 	if len(deps) < 50 {

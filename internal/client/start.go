@@ -262,7 +262,7 @@ func Exec(name string, args ...string) error {
 const (
 	ToolVirtInstall = "virt-install"   // the drop-in, under its own name
 	ToolInstall     = "lamina install" // the same
-	ToolVerbs       = "lamina"         // the verbs that need libvirt, as of lamina
+	ToolVerbs       = "lamina-libvirt" // the verbs of lamina that were given a libvirt
 )
 
 // findDaemon returns the laminad that belongs to this program: the one beside

@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/progress"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+func newInfo(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "info NAME... [OPTIONS]",
+		Aliases:           []string{"inspect", "show"},
+		Short:             "Show all that is known of machines",
+		Long:              "Show all that is known of machines. With --json it is a list, as of `lamina ls`.\n\n" + patternHelp,
+		Example:           "  lamina info web\n  lamina info 'w-{01..03}' --json",
+		Args:              words("NAME..."),
+		ValidArgsFunction: completeMachines(a, true),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.info(cmd.Context(), args, asJSON)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	connectFlag(cmd, a)
+	return cmd
+}
+
+func (a *app) info(ctx context.Context, patterns []string, asJSON bool) error {
+	_, list, err := a.selected(ctx, patterns)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return a.printJSON(list)
+	}
+	for i, m := range list {
+		if i > 0 {
+			if err := a.printf("\n"); err != nil {
+				return err
+			}
+		}
+		if err := a.printf("%s", infoText(m)); err != nil {
+			return err
+		}
+		if m.Problem != nil {
+			a.explain(m.Problem)
+		}
+	}
+	return nil
+}
+
+// infoText is what a person reads of a machine.
+func infoText(m api.Machine) string {
+	var b strings.Builder
+	put := func(key, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s %s\n", key+":", progress.Clean(fmt.Sprintf(format, args...)))
+	}
+	put("name", "%s", m.Name)
+	put("state", "%s", stateText(m))
+	if m.LoginIn > 0 {
+		put("login", "%s after its start", progress.Duration(m.LoginIn))
+	}
+	put("template", "%s (sha256 %.12s)", shortDigest(m.Template), m.Digest)
+	put("made", "%s", m.CreatedAt.Local().Format(time.DateTime))
+	put("cpus", "%d", m.Spec.CPUs)
+	if m.Memory > 0 {
+		put("memory", "%s, %s of the host's are its own", progress.Bytes(m.Spec.Memory), progress.Bytes(m.Memory))
+	} else {
+		put("memory", "%s", progress.Bytes(m.Spec.Memory))
+	}
+	put("machine", "%s", m.Spec.Machine)
+	for _, d := range m.Spec.Disks {
+		what := string(d.Device)
+		if d.Device == vm.DeviceDisk && filepath.Base(d.Path) == home.DiskFile {
+			what += fmt.Sprintf(" of %s", progress.Bytes(m.DiskSize))
+		}
+		put("disk", "%s, %s, %s, cache %s: %s", what, d.Bus, d.Format, d.Cache, d.Path)
+	}
+	for _, n := range m.Spec.NICs {
+		put("network", "%s %s", n.Model, n.MAC)
+	}
+	put("folder", "%s", m.Dir)
+	if r := m.Run; r != nil {
+		put("process", "%d, since %s", r.PID, r.StartedAt.Local().Format(time.DateTime))
+		accel := string(r.Accel)
+		if r.AccelNote != "" {
+			accel += " (" + r.AccelNote + ")"
+		}
+		put("runs by", "QEMU %s, %s", r.QEMU, accel)
+		if r.VNC != "" {
+			put("vnc", "%s", r.VNC)
+		}
+	}
+	if m.SSHPort != 0 {
+		put("ssh", "127.0.0.1:%d, user %s: lamina ssh %s", m.SSHPort, orNone(m.User), m.Name)
+	}
+	for _, f := range extraForwards(m) {
+		put("port", "%s", f)
+	}
+	if m.Exit != nil && m.Run == nil {
+		put("ended", "%s: %s", m.Exit.State, m.Exit.Reason)
+	}
+	return b.String()
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "of the image"
+	}
+	return s
+}

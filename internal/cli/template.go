@@ -1,0 +1,276 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/client"
+	"github.com/lamina-vm/lamina/internal/names"
+	"github.com/lamina-vm/lamina/internal/progress"
+)
+
+func newTemplate(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "template VERB",
+		Short: "Import, list and remove templates",
+		Long: `A template is an image that machines are made of: imported once, verified,
+read-only, stored under the SHA-256 of its content. It cannot be removed while a
+machine needs it.`,
+		Example: "  lamina template import debian.qcow2 --name web-template\n  lamina template ls",
+	}
+	return verbs(cmd, newTemplateImport(a), newTemplateLs(a), newTemplateInfo(a), newTemplateVerify(a), newTemplateRm(a))
+}
+
+func newTemplateImport(a *app) *cobra.Command {
+	var req api.ImportRequest
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "import IMAGE [OPTIONS]",
+		Short: "Make a template of an image",
+		Long: `Make a template of an image: a file, a name of the catalog or a URL. An image that
+names other files (a backing file, an external data file) is refused.`,
+		Example: "  lamina template import debian.qcow2 --name web-template\n  lamina template import disk.raw --format raw --name old --user admin",
+		Args:    words("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := oneOf("format", req.Format, formats); err != nil {
+				return err
+			}
+			return a.importTemplate(cmd.Context(), args[0], req, asJSON)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&req.Name, "name", "", "`NAME` of the template (default the image's)")
+	choice(cmd, &req.Format, "format", "`FORMAT` of the image; raw is not found out by itself where that is unsafe", formats)
+	fs.StringVar(&req.User, "user", "", "`USER` to log in as on its machines")
+	jsonFlag(cmd, &asJSON)
+	quietFlag(cmd, a)
+	return cmd
+}
+
+func (a *app) importTemplate(ctx context.Context, image string, req api.ImportRequest, asJSON bool) error {
+	var err error
+	if req.Source, err = imageRef(image); err != nil {
+		return err
+	}
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	f := a.follow(image)
+	t, err := c.ImportTemplate(ctx, req, f.event)
+	f.end()
+	if err != nil {
+		return imageHint(ctx, c, image, req.Source, err)
+	}
+	if asJSON {
+		return a.printJSON(t)
+	}
+	return a.printf("%s: template of %s, %s on disk, sha256 %.12s\n", templateName(t), progress.Bytes(t.VirtualSize), progress.Bytes(t.DiskSize), t.Digest)
+}
+
+func templateName(t api.Template) string {
+	if t.Name == "" {
+		return shortDigest(t.Digest)
+	}
+	return t.Name
+}
+
+func newTemplateLs(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "ls [OPTIONS]",
+		Aliases: []string{"list"},
+		Short:   "List the templates",
+		Long:    "List the templates. SIZE is what a guest sees, DISK what the image takes here.",
+		Example: "  lamina template ls\n  lamina template ls --json",
+		Args:    words(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := c.Templates(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(list)
+			}
+			t := table{}
+			t.add("NAME", "SIZE", "DISK", "MACHINES", "MADE", "SHA256", "SOURCE")
+			for _, e := range list {
+				t.add(templateName(e), progress.Bytes(e.VirtualSize), progress.Bytes(e.DiskSize), strconv.Itoa(len(e.Machines)),
+					e.CreatedAt.Local().Format("2006-01-02 15:04"), shortDigest(e.Digest), progress.Clean(e.Source))
+			}
+			return t.print(a.stdout)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func newTemplateInfo(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "info NAME... [OPTIONS]",
+		Short:             "Show all that is known of templates",
+		Long:              "Show all that is known of templates, by name or digest. With --json it is a list.\n\n" + patternHelp,
+		Example:           "  lamina template info web-template\n  lamina template info '*' --json",
+		Args:              words("NAME..."),
+		ValidArgsFunction: completeTemplates(a, false, true),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := selectTemplates(cmd.Context(), c, args)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.printJSON(list)
+			}
+			for i, t := range list {
+				gap := ""
+				if i > 0 {
+					gap = "\n"
+				}
+				if err := a.printf("%s%s", gap, templateText(t)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func templateText(t api.Template) string {
+	var b strings.Builder
+	put := func(key, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s %s\n", key+":", progress.Clean(fmt.Sprintf(format, args...)))
+	}
+	put("name", "%s", t.Name)
+	put("sha256", "%s", t.Digest)
+	put("source", "%s", t.Source)
+	put("size", "%s, %s on disk", progress.Bytes(t.VirtualSize), progress.Bytes(t.DiskSize))
+	if t.User != "" {
+		put("user", "%s", t.User)
+	}
+	put("made", "%s", t.CreatedAt.Local().Format(time.DateTime))
+	put("machines", "%d %s", len(t.Machines), strings.Join(t.Machines, " "))
+	return b.String()
+}
+
+func newTemplateVerify(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "verify NAME... [OPTIONS]",
+		Short:             "Compare templates with their digests",
+		Long:              "Read the images of templates and compare each with the SHA-256 that it was stored\nunder. The exit status is 1 if one differs.\n\n" + patternHelp,
+		Example:           "  lamina template verify web-template\n  lamina template verify '*'",
+		Args:              words("NAME..."),
+		ValidArgsFunction: completeTemplates(a, false, true),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.eachTemplate(cmd.Context(), args, func(ctx context.Context, c *client.Client, t api.Template) error {
+				f := a.follow(templateName(t))
+				got, err := c.VerifyTemplate(ctx, t.Digest, f.event)
+				f.end()
+				if err != nil {
+					return err
+				}
+				return a.printf("%s: verified, sha256 %s\n", templateName(t), got.Digest)
+			})
+		},
+	}
+	quietFlag(cmd, a)
+	return cmd
+}
+
+func newTemplateRm(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "rm NAME...",
+		Aliases:           []string{"remove", "delete"},
+		Short:             "Remove templates that no machine needs",
+		Long:              "Remove templates, by name or digest. One that a machine needs is kept, with the\nmachines' names.\n\n" + patternHelp,
+		Example:           "  lamina template rm web-template",
+		Args:              words("NAME..."),
+		ValidArgsFunction: completeTemplates(a, false, true),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.eachTemplate(cmd.Context(), args, func(ctx context.Context, c *client.Client, t api.Template) error {
+				return c.RemoveTemplate(ctx, templateRef(t))
+			})
+		},
+	}
+}
+
+// templateRef is what the daemon is told to find a template again.
+func templateRef(t api.Template) string {
+	if t.Name != "" {
+		return t.Name
+	}
+	return t.Digest
+}
+
+// eachTemplate does one thing to the templates that the patterns mean, and
+// goes on where one fails.
+func (a *app) eachTemplate(ctx context.Context, patterns []string, do func(context.Context, *client.Client, api.Template) error) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	list, err := selectTemplates(ctx, c, patterns)
+	if err != nil {
+		return err
+	}
+	failed := false
+	for _, t := range list {
+		if err := do(ctx, c, t); err != nil {
+			if errors.Is(err, errInterrupted) {
+				return err
+			}
+			a.say("lamina: %s: %v", templateName(t), err)
+			failed = true
+		}
+	}
+	if failed {
+		return silentError{}
+	}
+	return nil
+}
+
+// selectTemplates returns the templates that names, patterns and digests mean.
+func selectTemplates(ctx context.Context, c *client.Client, patterns []string) ([]api.Template, error) {
+	list, err := c.Templates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []api.Template
+	for _, p := range patterns {
+		if names.IsDigest(p) {
+			t, err := c.Template(ctx, p)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, t)
+			continue
+		}
+		found, err := matchNames("template", []string{p}, templateNames(list))
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range found {
+			i := slices.IndexFunc(list, func(t api.Template) bool { return t.Name == name })
+			out = append(out, list[i])
+		}
+	}
+	return out, nil
+}
