@@ -16,10 +16,12 @@ import (
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/cli"
 	"github.com/lamina-vm/lamina/internal/client"
 	"github.com/lamina-vm/lamina/internal/daemon"
 	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/tool/virtinstall"
+	"github.com/lamina-vm/lamina/internal/virtctl"
 	"github.com/lamina-vm/lamina/internal/vm/qemu"
 )
 
@@ -57,6 +59,12 @@ func main() {
 var tools = map[string]func(args []string) int{
 	client.ToolVirtInstall: install,
 	client.ToolInstall:     install,
+	client.ToolVerbs:       verbs,
+}
+
+// verbs is lamina over the machines of a libvirt.
+func verbs(args []string) int {
+	return cli.Over(args, func(ctx context.Context, uri string) (cli.Backend, error) { return virtctl.Open(ctx, uri) })
 }
 
 // install is virt-install.

@@ -209,7 +209,8 @@ const (
 	// Installing: the install phase of a machine runs (see [Install]) and has
 	// shown no login prompt.
 	Installing MachineState = "installing"
-	Stuck      MachineState = "stuck" // the boot stopped; Problem says why
+	Stuck      MachineState = "stuck"  // the boot stopped; Problem says why
+	Paused     MachineState = "paused" // by a person, or by the host; told of a libvirt\'s machines
 	Stopped    MachineState = "stopped"
 	Crashed    MachineState = "crashed"
 )

@@ -132,6 +132,13 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
+// printJSONLine writes v to stdout as one line of JSON.
+func (a *app) printJSONLine(v any) error {
+	e := json.NewEncoder(a.stdout)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
 // connect returns a client of this home's daemon, which is started if needed.
 func (a *app) connect(ctx context.Context) (*client.Client, error) {
 	h, err := home.Find()

@@ -28,6 +28,19 @@ type Backend interface {
 	Log(ctx context.Context, name string, follow bool, tail int) (io.ReadCloser, error)
 }
 
+// snapshotter is a [Backend] whose machines have snapshots.
+type snapshotter interface {
+	Snapshots(ctx context.Context, name string) ([]api.Snapshot, error)
+	CreateSnapshot(ctx context.Context, name string, req api.SnapshotRequest) (api.Snapshot, error)
+	RevertSnapshot(ctx context.Context, name, snapshot string, force bool) error
+	DeleteSnapshot(ctx context.Context, name, snapshot string, children bool) error
+}
+
+// watcher is a [Backend] that tells what happens to its machines.
+type watcher interface {
+	Events(ctx context.Context, on func(api.MachineEvent)) error
+}
+
 // OpenFunc connects to the machines at a URI.
 type OpenFunc func(ctx context.Context, uri string) (Backend, error)
 

@@ -69,8 +69,18 @@ func infoText(m api.Machine) string {
 	if m.LoginIn > 0 {
 		put("login", "%s after its start", progress.Duration(m.LoginIn))
 	}
-	put("template", "%s (sha256 %.12s)", shortDigest(m.Template), m.Digest)
-	put("made", "%s", m.CreatedAt.Local().Format(time.DateTime))
+	if m.Digest != "" {
+		put("template", "%s (sha256 %.12s)", shortDigest(m.Template), m.Digest)
+	}
+	if d := m.Definition; d != nil && d.Phase != api.Installed {
+		put("install", "%s", d.Phase)
+	}
+	if m.Autostart {
+		put("autostart", "with the host")
+	}
+	if !m.CreatedAt.IsZero() {
+		put("made", "%s", m.CreatedAt.Local().Format(time.DateTime))
+	}
 	put("cpus", "%d", m.Spec.CPUs)
 	if m.Memory > 0 {
 		put("memory", "%s, %s of the host's are its own", progress.Bytes(m.Spec.Memory), progress.Bytes(m.Memory))
@@ -88,14 +98,18 @@ func infoText(m api.Machine) string {
 	for _, n := range m.Spec.NICs {
 		put("network", "%s %s", n.Model, n.MAC)
 	}
-	put("folder", "%s", m.Dir)
+	if m.Dir != "" {
+		put("folder", "%s", m.Dir)
+	}
 	if r := m.Run; r != nil {
-		put("process", "%d, since %s", r.PID, r.StartedAt.Local().Format(time.DateTime))
+		if r.PID != 0 { // libvirt does not tell
+			put("process", "%d, since %s", r.PID, r.StartedAt.Local().Format(time.DateTime))
+		}
 		accel := string(r.Accel)
 		if r.AccelNote != "" {
 			accel += " (" + r.AccelNote + ")"
 		}
-		put("runs by", "QEMU %s, %s", r.QEMU, accel)
+		put("runs by", "%s", strings.TrimSuffix(strings.TrimSpace("QEMU "+r.QEMU)+", "+accel, ", "))
 		if r.VNC != "" {
 			put("vnc", "%s", r.VNC)
 		}

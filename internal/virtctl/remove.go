@@ -1,0 +1,150 @@
+package virtctl
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/vm"
+	"github.com/lamina-vm/lamina/internal/vm/domxml"
+	"github.com/lamina-vm/lamina/internal/vm/libvirt"
+)
+
+// Remove forgets a domain with what libvirt itself keeps of it: NVRAM, TPM
+// state, a saved state, the names of its snapshots. Its disks stay.
+func (v *Machines) Remove(ctx context.Context, name string, force bool) error {
+	return v.remove(ctx, name, force, false)
+}
+
+// RemoveDisks is Remove, and then removes the domain's writable images, unless
+// another domain has one of them: then nothing is removed.
+func (v *Machines) RemoveDisks(ctx context.Context, name string, force bool) error {
+	return v.remove(ctx, name, force, true)
+}
+
+func (v *Machines) remove(ctx context.Context, name string, force, disks bool) error {
+	d, err := v.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	state, _, err := d.State(ctx)
+	if err != nil {
+		return refusal(err)
+	}
+	if state.Active() && !force {
+		return api.Errorf(api.CodeInUse, "machine %s is running: stop it first, or remove it by force", name)
+	}
+	var images []string
+	if disks {
+		if images, err = v.removable(ctx, d); err != nil {
+			return refusal(err)
+		}
+	}
+	if state.Active() {
+		err := d.Destroy(ctx, false)
+		if err != nil && !errors.Is(err, libvirt.ErrInvalid) && !errors.Is(err, libvirt.ErrNotFound) {
+			return refusal(err)
+		}
+	}
+	if err := v.undefine(ctx, d); err != nil {
+		return refusal(err)
+	}
+	var errs []error
+	for _, path := range images {
+		errs = append(errs, v.removeImage(ctx, path))
+	}
+	return refusal(errors.Join(errs...))
+}
+
+// undefine forgets a domain that does not run; a transient one is gone already.
+func (v *Machines) undefine(ctx context.Context, d *libvirt.Domain) error {
+	err := d.Undefine(ctx, libvirt.UndefineOptions{ManagedSave: true, SnapshotsMetadata: true, NVRAM: true, TPM: true})
+	if errors.Is(err, libvirt.ErrUnsupported) {
+		// Before libvirt 8.9 the TPM's state goes without being asked.
+		err = d.Undefine(ctx, libvirt.UndefineOptions{ManagedSave: true, SnapshotsMetadata: true, NVRAM: true})
+	}
+	if errors.Is(err, libvirt.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// removable lists the writable images of a domain, or says which other domain
+// needs one of them.
+func (v *Machines) removable(ctx context.Context, d *libvirt.Domain) ([]string, error) {
+	root, err := document(ctx, d, true)
+	if err != nil {
+		return nil, err
+	}
+	var own []string
+	for _, disk := range readSpec(root).Disks {
+		if disk.Path != "" && !disk.ReadOnly && disk.Device == vm.DeviceDisk && !slices.Contains(own, disk.Path) {
+			own = append(own, disk.Path)
+		}
+	}
+	others, err := v.conn.Domains(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, other := range others {
+		if other.UUID() == d.UUID() {
+			continue
+		}
+		for _, inactive := range []bool{false, true} {
+			root, err := document(ctx, other, inactive)
+			if errors.Is(err, libvirt.ErrNotFound) {
+				break // it went meanwhile
+			}
+			if err != nil {
+				return nil, err
+			}
+			for _, path := range imagesOf(root) {
+				if i := slices.IndexFunc(own, func(o string) bool { return clean(o) == clean(path) }); i >= 0 {
+					return nil, api.Errorf(api.CodeInUse, "machine %s needs the disk %s: remove %s first, or keep the disks", other.Name(), own[i], other.Name())
+				}
+			}
+		}
+	}
+	return own, nil
+}
+
+// imagesOf lists the files of all disks of a document with their backing
+// chains, which libvirt shows of a running domain.
+func imagesOf(root *domxml.Element) (out []string) {
+	for _, e := range root.Child("devices").All("disk") {
+		for ; e != nil; e = e.Child("backingStore") {
+			if path := diskSource(e); path != "" {
+				out = append(out, path)
+			}
+		}
+	}
+	return out
+}
+
+// removeImage removes an image: the volume of a pool by libvirt, another file
+// by ourselves.
+func (v *Machines) removeImage(ctx context.Context, path string) error {
+	vol, err := v.conn.LookupVolume(ctx, path)
+	if err == nil {
+		return vol.Delete(ctx)
+	}
+	if !errors.Is(err, libvirt.ErrNotFound) {
+		return err
+	}
+	if err := v.local("disk " + path); err != nil {
+		return err
+	}
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !st.Mode().IsRegular():
+		return nil // a block device is not an image that was made for it
+	}
+	return os.Remove(path)
+}

@@ -1,0 +1,269 @@
+package virtctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/libvirttest"
+	"github.com/lamina-vm/lamina/internal/qemutest"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+func TestMain(m *testing.M) { libvirttest.Main(m) }
+
+// domain is a machine as virsh would define it: its BIOS finds nothing to boot.
+const domain = `<domain type='qemu'>
+  <name>%[1]s</name>
+  <uuid>%[3]s</uuid>
+  <memory unit='MiB'>64</memory>
+  <vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><bios useserial='yes'/></os>
+  <features><acpi/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none'/>
+      <source file='%[2]s/%[1]s.qcow2'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='pty'><log file='%[2]s/%[1]s.log'/><target port='0'/></serial>
+    <console type='pty'><target type='serial' port='0'/></console>
+    <video><model type='vga'/></video>
+    <graphics type='vnc' port='-1'><listen type='none'/></graphics>
+  </devices>
+</domain>
+`
+
+func open(t *testing.T) (*libvirttest.Daemon, *Machines) {
+	t.Helper()
+	d := libvirttest.Shared(t)
+	v, err := Open(t.Context(), d.URI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d, v
+}
+
+// define makes a domain with virsh, as somebody else would.
+func define(t *testing.T, d *libvirttest.Daemon, dir, name string) {
+	t.Helper()
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", filepath.Join(dir, name+".qcow2"), "16M")
+	file := filepath.Join(dir, name+".xml")
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(domain, name, dir, vm.NewUUID())), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Virsh(t, "define", file)
+}
+
+func code(err error) string {
+	var e *api.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return fmt.Sprint(err)
+}
+
+func TestMachines(t *testing.T) {
+	d, v := open(t)
+	ctx, dir := t.Context(), t.TempDir()
+	define(t, d, dir, "one")
+	m, err := v.Machine(ctx, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := m.Spec.Disks[0]
+	if m.State != api.Stopped || m.Spec.CPUs != 2 || m.Spec.Memory != 64<<20 || m.Run != nil || m.DiskSize == 0 ||
+		disk.Path != dir+"/one.qcow2" || disk.Format != "qcow2" || disk.Bus != vm.BusVirtio || disk.Cache != vm.CacheNone || disk.Target != "vda" {
+		t.Errorf("%+v", m)
+	}
+	if _, err := v.Machine(ctx, "two"); code(err) != api.CodeNotFound {
+		t.Error(err)
+	}
+	if err := v.Autostart(ctx, "one", true); err != nil {
+		t.Error(err)
+	}
+
+	var heard []string
+	events, cancel := context.WithCancel(ctx)
+	over := make(chan error, 1)
+	ready := make(chan struct{}, 100)
+	go func() {
+		over <- v.Events(events, func(e api.MachineEvent) { heard = append(heard, e.Machine+" "+e.Kind); ready <- struct{}{} })
+	}()
+	// The subscription is there when something is heard.
+	for waiting := true; waiting; {
+		d.Virsh(t, "define", filepath.Join(dir, "one.xml"))
+		select {
+		case <-ready:
+			waiting = false
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+
+	if m, err = v.Start(ctx, "one", api.StartRequest{}, nil); err != nil || m.State != api.Running || m.Run == nil || m.Run.Accel != vm.AccelTCG || !m.Autostart {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if _, err := v.Start(ctx, "one", api.StartRequest{}, nil); code(err) != api.CodeInvalid {
+		t.Errorf("started twice: %v", err)
+	}
+	if err := v.Remove(ctx, "one", false); code(err) != api.CodeInUse {
+		t.Errorf("removed while it runs: %v", err)
+	}
+	list, err := v.Machines(ctx)
+	if err != nil || len(list) != 1 || list[0].Name != "one" {
+		t.Errorf("%v, %v", list, err)
+	}
+	look(t, v)
+	d.Virsh(t, "suspend", "one")
+	if m, err := v.Machine(ctx, "one"); err != nil || m.State != api.Paused {
+		t.Errorf("%+v, %v", m, err)
+	}
+	d.Virsh(t, "resume", "one")
+	// The BIOS does not hear the button.
+	var told []string
+	began := time.Now()
+	m, err = v.Stop(ctx, "one", api.StopRequest{Timeout: 300 * time.Millisecond}, func(e api.Event) { told = append(told, e.Text+e.Warning) })
+	if err != nil || m.State != api.Stopped || time.Since(began) < 300*time.Millisecond || !strings.Contains(strings.Join(told, "\n"), "powered off") {
+		t.Errorf("%+v, %v, told %q", m, err, told)
+	}
+	if m, err = v.Stop(ctx, "one", api.StopRequest{}, nil); err != nil || m.State != api.Stopped {
+		t.Errorf("stopped twice: %+v, %v", m, err)
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"one started", "one suspended", "one resumed", "one stopped"} {
+		if !slices.Contains(heard, want) {
+			t.Errorf("not heard: %s; only %q", want, heard)
+		}
+	}
+	remove(t, d, v, dir)
+}
+
+// look reads what the machine one shows.
+func look(t *testing.T, v *Machines) {
+	t.Helper()
+	ctx := t.Context()
+	log, err := v.Log(ctx, "one", true, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	readUntil(t, log, "No bootable device")
+	con, err := v.Console(ctx, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Console(ctx, "one"); err == nil {
+		t.Error("a console is given to two")
+	}
+	if err := con.Close(); err != nil {
+		t.Error(err)
+	}
+	last, err := v.Log(ctx, "one", false, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(last)
+	if err != nil || strings.Count(strings.TrimRight(string(b), "\n"), "\n") != 0 || len(b) == 0 {
+		t.Errorf("last line: %q, %v", b, err)
+	}
+	_ = last.Close()
+}
+
+func readUntil(t *testing.T, r io.Reader, want string) {
+	t.Helper()
+	var got []byte
+	buf := make([]byte, 4096)
+	for !strings.Contains(string(got), want) {
+		n, err := r.Read(buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			t.Fatalf("after %q: %v", got, err)
+		}
+	}
+}
+
+// remove removes the machine one, whose disk another has first.
+func remove(t *testing.T, d *libvirttest.Daemon, v *Machines, dir string) {
+	t.Helper()
+	ctx := t.Context()
+	define(t, d, dir, "other")
+	text, err := os.ReadFile(filepath.Join(dir, "other.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := filepath.Join(dir, "shared.xml")
+	if err := os.WriteFile(shared, []byte(strings.Replace(string(text), "other.qcow2", "one.qcow2", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Virsh(t, "define", shared)
+	if err := v.RemoveDisks(ctx, "one", false); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "other") {
+		t.Errorf("a disk of another machine: %v", err)
+	}
+	if err := v.Remove(ctx, "other", false); err != nil {
+		t.Error(err)
+	}
+	there := func(name string) bool { _, err := os.Stat(filepath.Join(dir, name)); return err == nil }
+	if !there("one.qcow2") || !there("other.qcow2") {
+		t.Error("a disk is gone that nobody wanted removed")
+	}
+	if err := v.RemoveDisks(ctx, "one", false); err != nil {
+		t.Error(err)
+	}
+	if there("one.qcow2") || !there("other.qcow2") {
+		t.Error("the wrong disk is gone")
+	}
+	if list, err := v.Machines(ctx); err != nil || len(list) != 0 {
+		t.Errorf("left: %v, %v", list, err)
+	}
+}
+
+func TestSnapshots(t *testing.T) {
+	d, v := open(t)
+	ctx := t.Context()
+	define(t, d, t.TempDir(), "snap")
+	t.Cleanup(func() { d.Virsh(t, "undefine", "snap", "--snapshots-metadata") })
+	if list, err := v.Snapshots(ctx, "snap"); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if s, err := v.CreateSnapshot(ctx, "snap", api.SnapshotRequest{Name: "a<b", Description: "x & y"}); err != nil || s.Name != "a<b" || s.CreatedAt.IsZero() {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	if _, err := v.CreateSnapshot(ctx, "snap", api.SnapshotRequest{Name: "a<b"}); err == nil {
+		t.Error("a name is taken twice")
+	}
+	if _, err := v.CreateSnapshot(ctx, "snap", api.SnapshotRequest{Name: "second"}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := v.Snapshots(ctx, "snap")
+	if err != nil || len(list) != 2 || list[0].Description != "x & y" || list[0].State != "shutoff" || list[1].Parent != "a<b" {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if err := v.RevertSnapshot(ctx, "snap", "a<b", false); err != nil {
+		t.Error(err)
+	}
+	if err := v.RevertSnapshot(ctx, "snap", "none", false); code(err) != api.CodeNotFound {
+		t.Error(err)
+	}
+	if err := v.DeleteSnapshot(ctx, "snap", "a<b", true); err != nil {
+		t.Error(err)
+	}
+	if list, err := v.Snapshots(ctx, "snap"); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
