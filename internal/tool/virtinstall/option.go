@@ -17,11 +17,12 @@ import (
 type kind int
 
 const (
-	text  kind = iota // as it is
-	yesNo             // yes, no, on, off, true, ... become yes or no
-	onOff             // the same become on or off
-	bare              // yes makes the element, no removes it
-	abs               // a file name, made absolute
+	text   kind = iota // as it is
+	yesNo              // yes, no, on, off, true, ... become yes or no
+	onOff              // the same become on or off
+	bare               // yes makes the element, no removes it
+	abs                // a file name, made absolute
+	number             // a whole number, decimal or 0x...
 )
 
 // sub is one sub-option.
@@ -37,6 +38,8 @@ type sub struct {
 	kind kind
 	// comma: the value goes on over commas, up to what is a sub-option again.
 	comma bool
+	// repeat: each use in one option counts, not only the last.
+	repeat bool
 	// ignoreDefault: the value "default" says nothing.
 	ignoreDefault bool
 	// set does what a path cannot say. It is called in place of it.
@@ -63,6 +66,8 @@ type option struct {
 	// subs are in the order in which they take effect, whatever the order on
 	// the command line. It is a function as the command should start at once.
 	subs func() []sub
+	// parser reads a value that is not a list at commas.
+	parser func(text string) (*suboptions, error)
 	// before may change what was given, or the element, before the sub-options
 	// take effect; after sees what they made. Both may be nil.
 	before func(g *guest, el *domxml.Element, given *suboptions) error
@@ -156,6 +161,9 @@ func split(text string) ([]suboption, error) {
 
 // parse reads an option's value.
 func (o option) parse(text string) (*suboptions, error) {
+	if o.parser != nil {
+		return o.parser(text)
+	}
 	words, err := split(text)
 	if err != nil {
 		return nil, err
@@ -185,7 +193,9 @@ func (o option) parse(text string) (*suboptions, error) {
 				words = words[1:]
 			}
 		}
-		_, _ = s.take(w.key)
+		if k := known(w.key); k == nil || !k.repeat {
+			_, _ = s.take(w.key)
+		}
 		s.list = append(s.list, w)
 	}
 	return s, nil
@@ -322,6 +332,12 @@ func (s sub) apply(g *guest, el *domxml.Element, w suboption, index []int) error
 		return el.Set(path, "")
 	case s.kind == onOff:
 		return el.Set(path, map[string]string{"yes": "on", "no": "off"}[v.text])
+	case s.kind == number:
+		n, err := wholeNumber(v.text)
+		if err != nil {
+			return err
+		}
+		return el.Set(path, strconv.FormatInt(n, 10))
 	case s.kind == abs:
 		full, err := filepath.Abs(v.text)
 		if err != nil {
@@ -330,6 +346,21 @@ func (s sub) apply(g *guest, el *domxml.Element, w suboption, index []int) error
 		return el.Set(path, full)
 	}
 	return el.Set(path, v.text)
+}
+
+// wholeNumber reads a number as the original does, with its words where it is
+// none.
+func wholeNumber(text string) (int64, error) {
+	trimmed := strings.TrimSpace(text)
+	base := 10
+	if digits, ok := strings.CutPrefix(strings.ToLower(trimmed), "0x"); ok {
+		base, trimmed = 16, digits
+	}
+	n, err := strconv.ParseInt(trimmed, base, 64)
+	if err != nil {
+		return 0, fmt.Errorf("invalid literal for int() with base %d: '%s'", base, text)
+	}
+	return n, nil
 }
 
 // yes reads the spellings of yes and no.

@@ -3,15 +3,133 @@ package virtinstall
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/lamina-vm/lamina/internal/vm/domxml"
 )
 
-// runner is the part of a host that runs machines (V3).
+// runner is the part of a host that runs machines.
 type runner interface{}
 
-// run is one command line, from its words to the machine (V1).
-func run(_ context.Context, args []string, _ Streams) error {
-	if _, err := parseArguments(args); err != nil {
+// run is one command line, from its words to the machine. Nothing outside of
+// this process is changed before the last stage.
+func run(ctx context.Context, words []string, std Streams) error {
+	a, err := parseArguments(words)
+	if err != nil {
 		return err
 	}
-	return errors.New("nothing runs yet")
+	if done, err := list(a, std); done || err != nil {
+		return err
+	}
+	g := newGuest(a, nil, std)
+	if err := convertOld(g); err != nil {
+		return err
+	}
+	if g.host, err = connect(ctx, a.get("connect")); err != nil {
+		return err
+	}
+	defer func() { _ = g.host.close() }()
+	in, err := g.build(ctx)
+	if err != nil {
+		return err
+	}
+	if a.has("print-xml") || a.has("dry-run") {
+		return g.print(ctx, in)
+	}
+	return execute(ctx, g, in)
+}
+
+// build makes the documents of what the command line asks for, in the
+// original's order of effects, as one stage uses what earlier ones decided.
+func (g *guest) build(ctx context.Context) (*installation, error) {
+	in, err := newInstallation(g)
+	if err != nil {
+		return nil, err
+	}
+	stages := []func(context.Context, *installation) error{
+		g.choosePlatform, // arch, machine, hypervisor: what the host can
+		g.applyOptions,   // what the options say
+		g.chooseOS,       // --osinfo, or what the installation media are
+		in.prepare,       // what the installation needs of the machine
+		g.setDefaults,    // what the guest OS wants and virt-install adds
+		g.validate,       // what is missing, what cannot work
+	}
+	for _, stage := range stages {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := stage(ctx, in); err != nil {
+			return nil, err
+		}
+	}
+	return in, nil
+}
+
+// options are all options with sub-options, in the order in which they take
+// effect.
+func options() []option {
+	list := []option{memoryOption(), cpuOption(), vcpusOption(), metadataOption(), bootOption(), idmapOption()}
+	list = append(list, deviceOptions()...)
+	return append(list, iothreadsOption(), seclabelOption(), keywrapOption(), cputuneOption(), numatuneOption(),
+		memtuneOption(), blkiotuneOption(), memorybackingOption(), featuresOption(), clockOption(), pmOption(),
+		eventsOption(), resourceOption(), sysinfoOption(), qemuCommandlineOption(), launchSecurityOption())
+}
+
+// applyOptions makes what the options say.
+func (g *guest) applyOptions(ctx context.Context, _ *installation) error {
+	if name := g.args.get("name"); name != "" {
+		g.dom.Need("name").Text = name
+	}
+	if uuid := g.args.get("uuid"); uuid != "" {
+		g.dom.Need("uuid").Text = uuid
+	}
+	if text := g.args.get("description"); text != "" {
+		g.dom.Need("description").Text = text
+	}
+	for _, o := range options() {
+		if err := g.use(ctx, o); err != nil {
+			return err
+		}
+	}
+	return g.parseXMLEdits()
+}
+
+// print prints the documents, or says that all is well.
+func (g *guest) print(ctx context.Context, in *installation) error {
+	first, final, err := in.documents(ctx, g)
+	if err != nil {
+		return err
+	}
+	step, asked := g.args.last("print-xml")
+	if !asked {
+		g.say("Dry run completed successfully")
+		return nil
+	}
+	if first == nil {
+		first, final = final, nil
+	}
+	var docs []*domxml.Element
+	switch step {
+	case "all":
+		docs = append(docs, first)
+		if final != nil {
+			docs = append(docs, final)
+		}
+	case "1":
+		docs = append(docs, first)
+	case "2":
+		if final == nil {
+			return errors.New("Requested installation does not have XML step 2") //nolint:staticcheck // the original's words
+		}
+		docs = append(docs, final)
+	default:
+		return fmt.Errorf("Unknown XML step request '%s', must be 1, 2, or all", step) //nolint:staticcheck // the original's words
+	}
+	var out strings.Builder
+	for _, d := range docs {
+		out.WriteString(document(d))
+	}
+	_, err = fmt.Fprintln(g.std.Out, out.String())
+	return err
 }

@@ -1,0 +1,159 @@
+package virtinstall
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/lamina-vm/lamina/internal/vm/domxml"
+)
+
+// nothing is what a sub-option does that the option's before has taken up.
+func nothing(*guest, *domxml.Element, value) error { return nil }
+
+// setMemory gives an element of the domain an amount, which the command line
+// has in MiB and the document in KiB.
+func setMemory(name string) func(*guest, *domxml.Element, value) error {
+	return func(g *guest, _ *domxml.Element, v value) error {
+		n, err := wholeNumber(v.text)
+		if err != nil {
+			return err
+		}
+		return g.dom.Set(name, strconv.FormatInt(n*1024, 10))
+	}
+}
+
+// memoryBefore sorts out the two amounts that a machine has: "512" is what it
+// starts with, "maxmemory" what it can grow to by its balloon.
+func memoryBefore(g *guest, _ *domxml.Element, given *suboptions) error {
+	most, hasMost := given.take("maxmemory")
+	if amount, ok := given.get("memory"); ok {
+		if _, split := given.get("currentMemory"); !split {
+			_, _ = given.take("memory")
+			given.set("currentMemory", amount)
+			if !hasMost {
+				most = amount
+				n, err := wholeNumber(amount)
+				if err != nil {
+					return err
+				}
+				now, err := strconv.ParseInt(g.dom.Get("memory"), 10, 64)
+				hasMost = err != nil || now < n*1024
+			}
+		}
+	}
+	if hasMost {
+		given.set("memory", most)
+	}
+	return nil
+}
+
+// cpuBefore makes "+feature" and "-feature" what they are short for.
+func cpuBefore(g *guest, _ *domxml.Element, given *suboptions) error {
+	var kept, short []suboption
+	for _, o := range given.list {
+		switch {
+		case !o.given && strings.HasPrefix(o.key, "+"):
+			short = append(short, suboption{"force", o.key[1:], true})
+		case !o.given && strings.HasPrefix(o.key, "-"):
+			short = append(short, suboption{"disable", o.key[1:], true})
+		default:
+			kept = append(kept, o)
+		}
+	}
+	given.list = append(kept, short...)
+	return nil
+}
+
+// setSecure says whether the model gets the features that mend the CPU's
+// security problems; see the defaults.
+func setSecure(g *guest, _ *domxml.Element, v value) error {
+	g.cpuSecure = v.on()
+	return nil
+}
+
+// The CPUs that are not models.
+const (
+	cpuHost             = "host"
+	cpuHostPassthrough  = "host-passthrough"
+	cpuHostModel        = "host-model"
+	cpuHostModelOnly    = "host-model-only"
+	cpuHostCopy         = "host-copy"
+	cpuHypervisor       = "hv-default"
+	cpuHypervisorLong   = "hypervisor-default"
+	cpuNone             = "none"
+	saidCPU             = "cpu" // key of guest.said
+	saidCPUHypervisor   = "hypervisor"
+	saidCPUHostCopy     = "host-copy"
+	saidCPUHostModelOne = "host-model-only"
+)
+
+// setModel sets the model, or a mode where the word is one.
+func setModel(g *guest, el *domxml.Element, v value) error {
+	switch v.text {
+	case cpuHost:
+		return el.Set("@mode", g.hostCPUMode())
+	case cpuHostPassthrough, cpuHostModel:
+		return el.Set("@mode", v.text)
+	case cpuHypervisor, cpuHypervisorLong, cpuNone, "":
+		g.said[saidCPU] = saidCPUHypervisor
+		for _, c := range el.Children {
+			el.Drop(c)
+		}
+		el.Attrs, el.Children = nil, nil
+		return nil
+	case cpuHostCopy:
+		g.said[saidCPU] = saidCPUHostCopy
+		return nil
+	case cpuHostModelOnly:
+		g.said[saidCPU] = saidCPUHostModelOne
+		return nil
+	}
+	if el.Attr("mode") == "" {
+		el.SetAttr("mode", "custom")
+	}
+	if el.Attr("match") == "" {
+		el.SetAttr("match", "exact")
+	}
+	return el.Set("model", v.text)
+}
+
+// setFeature adds a feature with the policy that the sub-option is called.
+func setFeature(_ *guest, el *domxml.Element, v value) error {
+	for _, f := range el.All("feature") {
+		if f.Attr("name") == v.text {
+			f.SetAttr("policy", v.key)
+			return nil
+		}
+	}
+	el.Add(domxml.New("feature", "policy", v.key, "name", v.text))
+	return nil
+}
+
+// vcpusBefore sorts out the two numbers that a machine has: "4,maxvcpus=8" are
+// four of eight.
+func vcpusBefore(_ *guest, _ *domxml.Element, given *suboptions) error {
+	if n, ok := given.take("vcpus"); ok {
+		given.set("vcpu", n)
+	}
+	if set, ok := given.take("cpuset"); ok {
+		given.set("vcpu.cpuset", set)
+	}
+	if most, ok := given.take("maxvcpus"); ok {
+		if n, both := given.get("vcpu"); both {
+			given.set("vcpu.current", n)
+		}
+		given.set("vcpu", most)
+	}
+	return nil
+}
+
+// setCPUSet pins the virtual CPUs; "auto" leaves it to libvirt's numad.
+func setCPUSet(g *guest, _ *domxml.Element, v value) error {
+	switch v.text {
+	case "":
+		return g.dom.Remove("vcpu/@cpuset")
+	case "auto":
+		return g.dom.Set("vcpu/@placement", "auto")
+	}
+	return g.dom.Set("vcpu/@cpuset", v.text)
+}
