@@ -22,6 +22,9 @@ type host interface {
 	network(ctx context.Context, name string) (*domxml.Element, error)
 	// nodeDevice returns a host device's document, nil where there is none.
 	nodeDevice(ctx context.Context, name string) (*domxml.Element, error)
+	// nodeDevices returns the documents of the host devices that a machine can
+	// be given.
+	nodeDevices(ctx context.Context) ([]*domxml.Element, error)
 
 	storage
 	runner

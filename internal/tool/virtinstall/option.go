@@ -235,6 +235,9 @@ func (o option) apply(g *guest, text string) (*domxml.Element, error) {
 		return nil, nil
 	}
 	el, err := o.applyTo(g, text)
+	if errors.Is(err, errNothingMore) {
+		return nil, nil
+	}
 	var unknown *unknownError
 	if errors.As(err, &unknown) {
 		return nil, err
@@ -373,6 +376,9 @@ func yes(key, text string) (bool, error) {
 	}
 	return false, fmt.Errorf("%s must be 'yes' or 'no'", key)
 }
+
+// errNothingMore ends an option whose before did all that it says.
+var errNothingMore = errors.New("nothing more")
 
 // unknownError is about sub-options that the option does not have.
 type unknownError struct {
