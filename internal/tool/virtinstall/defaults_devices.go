@@ -32,6 +32,7 @@ func (g *guest) defaultDevices(ctx context.Context, caps domainCaps) error {
 			return err
 		}
 	}
+	g.addSCSIController()
 	return nil
 }
 
@@ -61,22 +62,22 @@ func (g *guest) addUSB(want osinfo.Machine) {
 	case "qemu-xhci":
 		g.addDevice(domxml.New("controller", "type", "usb", "model", "qemu-xhci", "ports", strconv.Itoa(want.USBPorts)))
 	case "ich9":
-		g.addDevice(domxml.New("controller", "type", "usb", "model", "ich9-ehci1"))
-		for i, start := range []string{"0", "2", "4"} {
-			e := domxml.New("controller", "type", "usb", "model", "ich9-uhci"+strconv.Itoa(i+1))
-			e.Add(domxml.New("master", "startport", start))
-			g.addDevice(e)
-		}
+		g.addUSB2()
 	}
 }
 
 // addPCI adds the root ports that devices are plugged into later.
 func (g *guest) addPCI(want osinfo.Machine) {
-	if want.RootPorts == 0 || g.has("controller", func(e *domxml.Element) bool { return e.Attr("type") == "pci" }) {
+	if want.RootPorts == 0 || g.said[saidRootPorts] != "" || g.has("controller", func(e *domxml.Element) bool { return e.Attr("type") == "pci" }) {
 		return
 	}
+	g.addRootPorts(want.RootPorts)
+}
+
+// addRootPorts adds a PCIe root with n ports.
+func (g *guest) addRootPorts(n int) {
 	g.addDevice(domxml.New("controller", "type", "pci", "model", "pcie-root"))
-	for range want.RootPorts {
+	for range n {
 		g.addDevice(domxml.New("controller", "type", "pci", "model", "pcie-root-port"))
 	}
 }

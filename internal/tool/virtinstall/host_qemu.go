@@ -57,6 +57,5 @@ func yesIf(ok bool) string {
 // A machine that runs on QEMU alone is found by the daemon, not here; QEMU
 // knows no networks by name, and no devices.
 
-func (h *plainHost) domain(context.Context, string) (*domxml.Element, error)     { return nil, nil }
-func (h *plainHost) network(context.Context, string) (*domxml.Element, error)    { return nil, nil }
-func (h *plainHost) nodeDevice(context.Context, string) (*domxml.Element, error) { return nil, nil }
+func (h *plainHost) domain(context.Context, string) (*domxml.Element, error)  { return nil, nil }
+func (h *plainHost) network(context.Context, string) (*domxml.Element, error) { return nil, nil }

@@ -53,8 +53,9 @@ func iommuSubs() []sub {
 	})
 }
 
-// pcieRootPorts are as many as the defaults have: QEMU 6.1 failed with more.
-const pcieRootPorts = 14
+// saidRootPorts is the key of guest.said under which the number of PCIe root
+// ports is that the command line has.
+const saidRootPorts = "num_pcie_root_ports"
 
 // beforeController reads the short forms of USB controllers, which are several
 // devices, and the number of PCIe root ports.
@@ -99,45 +100,11 @@ func (g *guest) wantRootPorts(text string, given *suboptions) error {
 	case len(given.list) > 0:
 		return errors.New("num_pcie_root_ports stands alone: give each other controller an option of its own")
 	}
-	g.said["num_pcie_root_ports"] = strconv.FormatInt(n, 10)
-	g.addRootPorts(int(n))
+	g.said[saidRootPorts] = strconv.FormatInt(n, 10)
+	if n > 0 {
+		g.addRootPorts(int(n))
+	}
 	return errNothingMore
-}
-
-// addRootPorts adds a PCIe root with n ports.
-func (g *guest) addRootPorts(n int) {
-	if n == 0 {
-		return
-	}
-	g.add("devices/controller", domxml.New("controller", "type", "pci", "model", "pcie-root"))
-	for range n {
-		g.add("devices/controller", domxml.New("controller", "type", "pci", "model", "pcie-root-port"))
-	}
-}
-
-// addDefaultRootPorts gives a machine with PCIe free ports, so that devices
-// can be plugged in while it runs, unless the command line has PCI controllers.
-func (g *guest) addDefaultRootPorts() {
-	_, asked := g.said["num_pcie_root_ports"]
-	given := slices.ContainsFunc(g.devices("controller"), func(c *domxml.Element) bool { return c.Attr("type") == "pci" })
-	if !asked && !given && g.osMachine().RootPorts > 0 {
-		g.addRootPorts(pcieRootPorts)
-	}
-}
-
-// addUSBController adds the USB controller that the guest's OS knows, unless
-// there is one.
-func (g *guest) addUSBController() {
-	if slices.ContainsFunc(g.devices("controller"), func(c *domxml.Element) bool { return c.Attr("type") == "usb" }) {
-		return
-	}
-	switch want := g.osMachine(); want.USB {
-	case "ich9":
-		g.addUSB2()
-	case "":
-	default:
-		g.add("devices/controller", domxml.New("controller", "type", "usb", "model", want.USB, "ports", strconv.Itoa(want.USBPorts)))
-	}
 }
 
 // addSCSIController adds the controller that disks on the scsi bus need, where

@@ -111,31 +111,17 @@ func (s *suboptions) rename(from, to string) {
 
 // osMachine is what the guest's OS wants of the machine as it stands.
 func (g *guest) osMachine() osinfo.Machine {
-	return g.osMachineWith("none")
+	return osinfo.Defaults(g.os, g.request(*g.dcaps))
 }
 
 // osMachineWith is the same where the machine without a screen had one of the
 // given type.
 func (g *guest) osMachineWith(screen string) osinfo.Machine {
-	machine := g.machine()
-	switch {
-	case strings.Contains(machine, "q35"):
-		machine = "q35"
-	case strings.HasPrefix(machine, "pc"):
-		machine = "pc"
+	r := g.request(*g.dcaps)
+	if r.Graphics == "" || r.Graphics == "none" {
+		r.Graphics = screen
 	}
-	request := osinfo.Request{Arch: g.arch(), Machine: machine, UEFI: g.uefi(), Graphics: screen}
-	for _, el := range g.devices("graphics") {
-		kind := el.Attr("type")
-		if kind == "none" {
-			continue
-		}
-		if request.Graphics == screen || kind == "spice" {
-			request.Graphics = kind
-		}
-		request.GL = request.GL || el.Get("gl/@enable") == "yes"
-	}
-	return osinfo.Defaults(g.os, request)
+	return osinfo.Defaults(g.os, r)
 }
 
 // addressSubs are the sub-options of a device's place in the guest.

@@ -2,6 +2,8 @@ package virtinstall
 
 import (
 	"slices"
+
+	"github.com/lamina-vm/lamina/internal/vm/osinfo"
 )
 
 func soundOption() option {
@@ -30,8 +32,7 @@ func audioSubs() []sub {
 
 // soundModel is the sound card of the machine's chipset.
 func (g *guest) soundModel() string {
-	if g.osMachineWith("spice").Sound != "" {
-		return g.osMachineWith("spice").Sound
-	}
-	return "ich6"
+	r := g.request(*g.dcaps)
+	r.Graphics = "spice" // only with it is there sound by default
+	return osinfo.Defaults(g.os, r).Sound
 }
