@@ -25,6 +25,10 @@
 //	POST   /v1/machines/{name}/stop   StopRequest   events, result Machine
 //	GET    /v1/machines/{name}/wait?for=end|installed  events, result Machine; see [WaitFor]
 //	POST   /v1/machines/{name}/autostart  AutostartRequest  Machine
+//	POST   /v1/machines/{name}/attach  AttachRequest  Machine
+//	POST   /v1/machines/{name}/detach  DetachRequest  Machine
+//	POST   /v1/machines/{name}/resize  ResizeRequest  Machine
+//	POST   /v1/machines/{name}/media   MediaRequest   Machine
 //	GET    /v1/machines/{name}/boot          events of the current boot from its first, then as they come, until login or problem
 //	GET    /v1/machines/{name}/log?follow=1&tail=N  the serial log as it is (text/plain)
 //	GET    /v1/machines/{name}/screen?format=text|png

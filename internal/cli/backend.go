@@ -26,6 +26,10 @@ type Backend interface {
 	Console(ctx context.Context, name string) (io.ReadWriteCloser, error)
 	Screen(ctx context.Context, name, format string) ([]byte, error)
 	Log(ctx context.Context, name string, follow bool, tail int) (io.ReadCloser, error)
+	Attach(ctx context.Context, name string, req api.AttachRequest) (api.Machine, error)
+	Detach(ctx context.Context, name string, req api.DetachRequest) (api.Machine, error)
+	Resize(ctx context.Context, name string, req api.ResizeRequest) (api.Machine, error)
+	Media(ctx context.Context, name string, req api.MediaRequest) (api.Machine, error)
 }
 
 // snapshotter is a [Backend] whose machines have snapshots.

@@ -191,6 +191,17 @@ func (d *fakeDaemon) machineRoutes(handle func(string, func(http.ResponseWriter,
 		_, err := io.WriteString(w, text)
 		return err
 	})
+	for _, what := range []string{"attach", "detach", "resize", "media", "autostart"} {
+		withMachine("POST /v1/machines/{name}/"+what, func(w http.ResponseWriter, r *http.Request, m *api.Machine) error {
+			var req map[string]any
+			_ = json.NewDecoder(r.Body).Decode(&req)
+			d.record(map[string]any{what: req})
+			if req["disk"] == "vdx" {
+				return api.Errorf(api.CodeNotFound, "machine %s: drive vdx: no such device", m.Name)
+			}
+			return json.NewEncoder(w).Encode(m)
+		})
+	}
 	withMachine("POST /v1/machines/{name}/console", func(w http.ResponseWriter, _ *http.Request, m *api.Machine) error {
 		if m.Run == nil {
 			return api.Errorf(api.CodeInvalid, "machine %s is not running", m.Name)

@@ -88,12 +88,12 @@ func infoText(m api.Machine) string {
 		put("memory", "%s", progress.Bytes(m.Spec.Memory))
 	}
 	put("machine", "%s", m.Spec.Machine)
-	for _, d := range m.Spec.Disks {
+	for i, d := range m.Spec.Disks {
 		what := string(d.Device)
 		if d.Device == vm.DeviceDisk && filepath.Base(d.Path) == home.DiskFile {
 			what += fmt.Sprintf(" of %s", progress.Bytes(m.DiskSize))
 		}
-		put("disk", "%s, %s, %s, cache %s: %s", what, d.Bus, d.Format, d.Cache, d.Path)
+		put("disk", "%s %s, %s, %s, cache %s: %s", m.Spec.DiskNames()[i], what, d.Bus, d.Format, d.Cache, d.Path)
 	}
 	for _, n := range m.Spec.NICs {
 		put("network", "%s %s", n.Model, n.MAC)

@@ -127,6 +127,26 @@ func (c *Client) Autostart(ctx context.Context, name string, on bool) error {
 	return c.call(ctx, "POST", machine(name)+"/autostart", api.AutostartRequest{On: on})
 }
 
+// Attach gives a machine another drive.
+func (c *Client) Attach(ctx context.Context, name string, req api.AttachRequest) (api.Machine, error) {
+	return post[api.Machine](ctx, c, machine(name)+"/attach", req)
+}
+
+// Detach takes a drive from a machine.
+func (c *Client) Detach(ctx context.Context, name string, req api.DetachRequest) (api.Machine, error) {
+	return post[api.Machine](ctx, c, machine(name)+"/detach", req)
+}
+
+// Resize grows a disk of a machine.
+func (c *Client) Resize(ctx context.Context, name string, req api.ResizeRequest) (api.Machine, error) {
+	return post[api.Machine](ctx, c, machine(name)+"/resize", req)
+}
+
+// Media changes the medium of a drive.
+func (c *Client) Media(ctx context.Context, name string, req api.MediaRequest) (api.Machine, error) {
+	return post[api.Machine](ctx, c, machine(name)+"/media", req)
+}
+
 // Start starts a machine and follows its boot. The machine stays when ctx ends.
 func (c *Client) Start(ctx context.Context, name string, req api.StartRequest, on EventFunc) (api.Machine, error) {
 	return stream[api.Machine](ctx, c, "POST", machine(name)+"/start", req, on)
@@ -265,14 +285,23 @@ func (e endedError) Is(target error) bool { return target == ErrNoDaemon }
 
 // get fetches a value.
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
+	return value[T](ctx, c, "GET", path, nil)
+}
+
+// post makes a request that answers with a value.
+func post[T any](ctx context.Context, c *Client, path string, body any) (T, error) {
+	return value[T](ctx, c, "POST", path, body)
+}
+
+func value[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
 	var v, zero T
-	r, err := c.send(ctx, "GET", path, nil, "")
+	r, err := c.send(ctx, method, path, body, "")
 	if err != nil {
 		return zero, err
 	}
 	defer func() { _ = r.Close() }()
 	if err := json.NewDecoder(r.body).Decode(&v); err != nil {
-		return zero, c.broken(ctx, "GET "+path, err)
+		return zero, c.broken(ctx, method+" "+path, err)
 	}
 	return v, nil
 }

@@ -57,7 +57,7 @@ func (d *fakeDriver) Start(ctx context.Context, spec vm.Spec, dir string) (vm.Ma
 		return nil, d.fail
 	}
 	for _, disk := range spec.Disks {
-		if _, err := os.Stat(disk.Path); err != nil {
+		if _, err := os.Stat(disk.Path); err != nil && disk.Path != "" {
 			return nil, err
 		}
 	}

@@ -142,8 +142,8 @@ func (m *machine) setLast(change func(*store.Last)) error {
 	return err
 }
 
-// setRecord is setLast for all that changes of a machine with a definition:
-// change, too, is called with m.mu held, and replaces Definition as a whole.
+// setRecord is setLast for all that changes of a machine: change, too, is called
+// with m.mu held, and replaces Definition and Spec.Disks as a whole.
 func (m *machine) setRecord(change func(*store.Machine)) error {
 	m.recording.Lock()
 	defer m.recording.Unlock()
@@ -153,12 +153,7 @@ func (m *machine) setRecord(change func(*store.Machine)) error {
 	m.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	var err error
-	if rec.Definition == nil {
-		err = m.d.store.SetLast(ctx, m.id, rec.Last)
-	} else {
-		err = m.d.store.SetRecord(ctx, m.id, store.Record{Spec: rec.Spec, Last: rec.Last, Definition: rec.Definition})
-	}
+	err := m.d.store.SetRecord(ctx, m.id, store.Record{Spec: rec.Spec, Last: rec.Last, Definition: rec.Definition})
 	if err != nil {
 		m.d.log.Error("record the state of a machine", "machine", m.name, "error", err)
 	}

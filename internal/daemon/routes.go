@@ -39,6 +39,10 @@ func (d *Daemon) handler() http.Handler {
 		"POST /v1/define":                    d.postDefine,
 		"GET /v1/machines/{name}/wait":       d.getWait,
 		"POST /v1/machines/{name}/autostart": d.postAutostart,
+		"POST /v1/machines/{name}/attach":    device(d, attach),
+		"POST /v1/machines/{name}/detach":    device(d, detach),
+		"POST /v1/machines/{name}/resize":    device(d, resize),
+		"POST /v1/machines/{name}/media":     device(d, media),
 		"POST /v1/shutdown":                  d.postShutdown,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {

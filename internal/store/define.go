@@ -105,8 +105,8 @@ type Record struct {
 	Definition *api.Definition
 }
 
-// SetRecord replaces what is recorded of a machine that has a definition, as
-// one step, which is on stable storage when SetRecord returns.
+// SetRecord replaces what is recorded of a machine as one step, which is on
+// stable storage when SetRecord returns.
 func (s *Store) SetRecord(ctx context.Context, id string, r Record) error {
 	spec, err1 := json.Marshal(r.Spec)
 	last, err2 := json.Marshal(r.Last)

@@ -110,20 +110,25 @@ func (s *Store) scanMachine(r scanner) (m Machine, err error) {
 	if err != nil {
 		return m, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
-	s.place(&m)
+	s.place(&m, false)
 	return m, nil
 }
 
 // place puts the paths of the machine's own disks into its spec. They follow
-// from the home, so that a home can be moved.
-func (s *Store) place(m *Machine) {
+// from the home, so that a home can be moved. fresh says that they have never had
+// one.
+func (s *Store) place(m *Machine, fresh bool) {
 	if m.Definition != nil {
 		return
 	}
 	dir := s.home.Machine(m.ID)
 	for i, name := range []string{home.DiskFile, home.SeedFile} {
-		if i < len(m.Spec.Disks) {
-			m.Spec.Disks[i].Path = filepath.Join(dir, name)
+		if i >= len(m.Spec.Disks) {
+			break
+		}
+		// A disk that was attached later may stand in the seed's place.
+		if p := &m.Spec.Disks[i].Path; i == 0 || fresh || filepath.Base(*p) == name && filepath.Base(filepath.Dir(*p)) == m.ID {
+			*p = filepath.Join(dir, name)
 		}
 	}
 }

@@ -233,6 +233,76 @@ func remove(t *testing.T, d *libvirttest.Daemon, v *Machines, dir string) {
 	}
 }
 
+func TestDevices(t *testing.T) {
+	d, v := open(t)
+	ctx, dir := t.Context(), t.TempDir()
+	define(t, d, dir, "dev")
+	t.Cleanup(func() {
+		if err := v.Remove(context.Background(), "dev", true); err != nil {
+			t.Error(err)
+		}
+	})
+	more, cd := filepath.Join(dir, "more.qcow2"), filepath.Join(dir, "cd.iso")
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", more, "8M")
+	if err := os.WriteFile(cd, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	drives := func(m api.Machine, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, d := range m.Spec.Disks {
+			out = append(out, d.Target+"="+filepath.Base(d.Path))
+		}
+		return strings.Join(out, " ")
+	}
+	is := func(got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	drive := vm.Disk{Device: vm.DeviceCDROM, Bus: vm.BusIDE, Format: "raw"}
+	is(drives(v.Attach(ctx, "dev", api.AttachRequest{Disk: drive})), "vda=dev.qcow2 hda=.")
+	if _, err := v.Start(ctx, "dev", api.StartRequest{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	is(drives(v.Attach(ctx, "dev", api.AttachRequest{Disk: vm.Disk{Path: more, Format: "qcow2", Serial: "more"}})), "vda=dev.qcow2 vdb=more.qcow2 hda=.")
+	is(drives(v.Media(ctx, "dev", api.MediaRequest{Path: cd, Force: true})), "vda=dev.qcow2 vdb=more.qcow2 hda=cd.iso")
+	is(drives(v.Media(ctx, "dev", api.MediaRequest{Drive: "hda", Force: true})), "vda=dev.qcow2 vdb=more.qcow2 hda=.")
+	if _, err := v.Media(ctx, "dev", api.MediaRequest{Drive: "vda", Path: cd}); code(err) != api.CodeInvalid {
+		t.Error(err)
+	}
+	if _, err := v.Resize(ctx, "dev", api.ResizeRequest{Disk: "vdb", Size: 9 << 20}); err != nil {
+		t.Error(err)
+	}
+	if _, err := v.Resize(ctx, "dev", api.ResizeRequest{Disk: "vdb", Size: 8 << 20}); code(err) != api.CodeInvalid {
+		t.Error(err)
+	}
+	if _, err := v.Resize(ctx, "dev", api.ResizeRequest{Disk: "vdx", Size: 8 << 20}); code(err) != api.CodeNotFound {
+		t.Error(err)
+	}
+	if _, err := v.Stop(ctx, "dev", api.StopRequest{Force: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	is(drives(v.Machine(ctx, "dev")), "vda=dev.qcow2 vdb=more.qcow2 hda=.")
+	if _, err := v.Resize(ctx, "dev", api.ResizeRequest{Disk: "vdb", Size: 10 << 20}); err != nil {
+		t.Error(err)
+	}
+	if out := qemutest.Img(t, "info", more); !strings.Contains(out, "10 MiB") {
+		t.Error(out)
+	}
+	is(drives(v.Detach(ctx, "dev", api.DetachRequest{Disk: "more"})), "vda=dev.qcow2 hda=.")
+	if _, err := v.Detach(ctx, "dev", api.DetachRequest{Disk: "more"}); code(err) != api.CodeNotFound {
+		t.Error(err)
+	}
+	if _, err := os.Stat(more); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSnapshots(t *testing.T) {
 	d, v := open(t)
 	ctx := t.Context()

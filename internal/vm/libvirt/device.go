@@ -37,6 +37,17 @@ func (d *Domain) UpdateDevice(ctx context.Context, xml string, a Affect, force b
 	return d.do(ctx, "update a device of", func(l *golibvirt.Libvirt) error { return l.DomainUpdateDeviceFlags(d.dom, xml, flags) })
 }
 
+// BlockInfo is what a disk of a domain takes, in bytes.
+type BlockInfo struct{ Capacity, Allocation, Physical int64 }
+
+// BlockInfo asks for a disk's sizes, by its target or its path.
+func (d *Domain) BlockInfo(ctx context.Context, disk string) (BlockInfo, error) {
+	return call(ctx, d.conn, d.op("size of a disk of"), func(l *golibvirt.Libvirt) (BlockInfo, error) {
+		allocation, capacity, physical, err := l.DomainGetBlockInfo(d.dom, disk, 0)
+		return BlockInfo{Capacity: int64(capacity), Allocation: int64(allocation), Physical: int64(physical)}, err
+	})
+}
+
 // BlockResize makes a running domain's disk (its target, "vda", or its path)
 // size bytes long.
 func (d *Domain) BlockResize(ctx context.Context, disk string, size int64) error {
