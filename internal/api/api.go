@@ -147,14 +147,20 @@ type Template struct {
 
 // MachineConfig is what a person chooses for a machine.
 type MachineConfig struct {
-	CPUs     int          `json:"cpus,omitempty"`     // 0: 1
-	Memory   int64        `json:"memory,omitempty"`   // bytes; 0: 1 GiB
-	DiskSize int64        `json:"diskSize,omitempty"` // 0: the template's
-	Bus      vm.Bus       `json:"bus,omitempty"`
-	Cache    vm.Cache     `json:"cache,omitempty"`
-	Accel    vm.Accel     `json:"accel,omitempty"`
-	Machine  string       `json:"machine,omitempty"`
-	VNC      string       `json:"vnc,omitempty"`
+	CPUs     int      `json:"cpus,omitempty"`     // 0: 1
+	Memory   int64    `json:"memory,omitempty"`   // bytes; 0: 1 GiB
+	DiskSize int64    `json:"diskSize,omitempty"` // 0: the template's
+	Bus      vm.Bus   `json:"bus,omitempty"`
+	Cache    vm.Cache `json:"cache,omitempty"`
+	Accel    vm.Accel `json:"accel,omitempty"`
+	Machine  string   `json:"machine,omitempty"`
+	// VNC is "unix", "none" or ADDR:DISPLAY. An address that others reach needs
+	// a password, a folder of certificates (VNCTLS, absolute), or InsecureGraphics.
+	VNC              string `json:"vnc,omitempty"`
+	VNCPassword      string `json:"vncPassword,omitempty"` // its first 8 characters count
+	VNCTLS           string `json:"vncTLS,omitempty"`
+	InsecureGraphics bool   `json:"insecureGraphics,omitempty"`
+
 	Forwards []vm.Forward `json:"forwards,omitempty"`
 
 	Hostname string   `json:"hostname,omitempty"` // the machine's name if empty

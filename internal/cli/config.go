@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +29,9 @@ type machineFlags struct {
 	accel        string
 	machine      string
 	vnc          string
+	vncPassword  string
+	vncTLS       string
+	insecure     bool
 	publish      []string
 	hostname     string
 	user         string
@@ -57,7 +61,10 @@ func (f *machineFlags) register(cmd *cobra.Command) {
 	choice(cmd, &f.cache, "cache", "cache `MODE` of the disk", caches)
 	choice(cmd, &f.accel, "accel", "what runs the guest's instructions, `ACCEL`", accels)
 	choice(cmd, &f.machine, "machine", "machine `TYPE`", machines)
-	fs.StringVar(&f.vnc, "vnc", "", "VNC: unix (a socket in the machine's folder), none, or `ADDR:DISPLAY` on a loopback address (default unix)")
+	fs.StringVar(&f.vnc, "vnc", "", "VNC: unix (a socket in the machine's folder), none, or `ADDR:DISPLAY` (default unix)")
+	fs.StringVar(&f.vncPassword, "vnc-password", "", "`PASSWORD` that VNC asks for, of which 8 characters count; - asks for it on the terminal")
+	fs.StringVar(&f.vncTLS, "vnc-tls", "", "`FOLDER` with VNC's server-cert.pem, server-key.pem and ca-cert.pem")
+	fs.BoolVar(&f.insecure, "insecure-graphics", false, "let everybody who reaches the address of --vnc use the screen, without password and TLS")
 	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "forward `[ADDR:][HOSTPORT:]PORT[/udp]` of the host to the guest's port; may be repeated")
 	fs.StringVar(&f.hostname, "hostname", "", "the guest's host `NAME` (default the machine's name)")
 	fs.StringVar(&f.user, "user", "", "`USER` to make in the guest (default the image's own)")
@@ -102,7 +109,7 @@ func oneOf(name, value string, words []string) error {
 func (f *machineFlags) config(ctx context.Context, a *app) (api.MachineConfig, error) {
 	cfg := api.MachineConfig{
 		CPUs: f.cpus, Bus: vm.Bus(f.bus), Cache: vm.Cache(f.cache), Accel: vm.Accel(f.accel), Machine: f.machine,
-		VNC: f.vnc, Hostname: f.hostname, User: f.user, NoSeed: f.noSeed,
+		VNC: f.vnc, VNCPassword: f.vncPassword, InsecureGraphics: f.insecure, Hostname: f.hostname, User: f.user, NoSeed: f.noSeed,
 	}
 	if f.cpus < 0 {
 		return cfg, usagef("--cpus %d: at least 1", f.cpus)
@@ -133,6 +140,9 @@ func (f *machineFlags) config(ctx context.Context, a *app) (api.MachineConfig, e
 		}
 		cfg.Forwards = append(cfg.Forwards, fw)
 	}
+	if err := f.graphics(ctx, a, &cfg); err != nil {
+		return cfg, err
+	}
 	if f.noSeed {
 		return cfg, nil
 	}
@@ -146,6 +156,27 @@ func (f *machineFlags) config(ctx context.Context, a *app) (api.MachineConfig, e
 	}
 	cfg.SSHKeys, err = f.keys(a, cfg.Password != "")
 	return cfg, err
+}
+
+// graphics completes what is chosen of the screen, and refuses one that
+// everybody may use unless that was said.
+func (f *machineFlags) graphics(ctx context.Context, a *app, cfg *api.MachineConfig) error {
+	if f.vncTLS != "" {
+		dir, err := filepath.Abs(f.vncTLS)
+		if err != nil {
+			return err
+		}
+		cfg.VNCTLS = dir
+	}
+	host, _, err := net.SplitHostPort(f.vnc)
+	if err == nil && (vm.Display{Type: vm.DisplayVNC, Listen: host}).Exposed() && f.vncPassword == "" && f.vncTLS == "" && !f.insecure {
+		return usagef("--vnc %s: anybody who reaches that address could use the machine's screen and keyboard: set --vnc-password or --vnc-tls, or say --insecure-graphics", f.vnc)
+	}
+	if f.vncPassword == "-" {
+		cfg.VNCPassword, err = a.askPassword(ctx, "VNC")
+		return err
+	}
+	return nil
 }
 
 // readPassword returns the password, "" where none was asked for.
@@ -162,16 +193,16 @@ func (f *machineFlags) readPassword(ctx context.Context, a *app) (string, error)
 		}
 		return line, nil
 	case f.password == "-":
-		return a.askPassword(ctx)
+		return a.askPassword(ctx, "the guest")
 	}
 	return f.password, nil
 }
 
-// askPassword asks twice on the terminal, without echo.
-func (a *app) askPassword(ctx context.Context) (string, error) {
+// askPassword asks for the password of something twice on the terminal, without echo.
+func (a *app) askPassword(ctx context.Context, of string) (string, error) {
 	fd := int(a.stdin.Fd())
 	if !term.IsTerminal(fd) {
-		return "", usagef("--password -: there is no terminal to ask on; use --password-file")
+		return "", usagef("a password of -: there is no terminal to ask on")
 	}
 	// Ctrl-C must not leave the terminal without echo.
 	before, err := term.GetState(fd)
@@ -180,7 +211,7 @@ func (a *app) askPassword(ctx context.Context) (string, error) {
 	}
 	defer func() { _ = term.Restore(fd, before) }()
 	var got [2]string
-	for i, prompt := range []string{"Password for the guest: ", "The same again: "} {
+	for i, prompt := range []string{"Password for " + of + ": ", "The same again: "} {
 		_, _ = fmt.Fprint(a.stderr, prompt)
 		b, err := readHidden(ctx, fd)
 		_, _ = fmt.Fprintln(a.stderr)

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -33,6 +35,10 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (s
 	if !c.NoSeed {
 		spec.Disks = append(spec.Disks, vm.SeedDisk(filepath.Join(dir, home.SeedFile), c.Bus))
 	}
+	var err error
+	if spec.Displays, err = displays(c); err != nil {
+		return store.NewMachine{}, err
+	}
 	spec = spec.WithDefaults()
 	if err := spec.Validate(); err != nil {
 		return store.NewMachine{}, api.Errorf(api.CodeInvalid, "%v", err)
@@ -48,6 +54,33 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (s
 	}
 	return n, nil
 }
+
+// displays is the VNC server of a machine whose screen others may reach, nil for
+// one that only this host does.
+func displays(c api.MachineConfig) ([]vm.Display, error) {
+	if c.VNC == "" || c.VNC == vm.VNCUnix || c.VNC == vm.VNCNone {
+		if c.VNCTLS != "" || c.InsecureGraphics || c.VNCPassword != "" && c.VNC == vm.VNCNone {
+			return nil, api.Errorf(api.CodeInvalid, "a VNC password, TLS or insecure graphics is for a VNC server with an address: say --vnc ADDR:DISPLAY")
+		}
+		if c.VNCPassword == "" {
+			return nil, nil
+		}
+		return []vm.Display{{Type: vm.DisplayVNC, Password: c.VNCPassword}}, nil
+	}
+	host, number, err := net.SplitHostPort(c.VNC)
+	n, nerr := strconv.Atoi(number)
+	if err != nil || nerr != nil || n < 0 || n > 65535-vncPort {
+		return nil, api.Errorf(api.CodeInvalid, "VNC at %q: it is unix, none, or ADDR:DISPLAY such as 127.0.0.1:1", c.VNC)
+	}
+	d := vm.Display{Type: vm.DisplayVNC, Listen: host, Port: vncPort + n, Password: c.VNCPassword, TLS: c.VNCTLS, Insecure: c.InsecureGraphics}
+	if !d.Exposed() && d.Password == "" && d.TLS == "" {
+		return nil, nil // Graphics says it all
+	}
+	return []vm.Display{d}, nil
+}
+
+// vncPort is that of VNC's display 0.
+const vncPort = 5900
 
 // forwards adds a way to the guest's SSH server to what the user wants, unless
 // that has one.

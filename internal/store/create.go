@@ -84,7 +84,7 @@ func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMa
 		}
 		m := Machine{ID: newID(), Name: n.Name, Digest: template.Digest, Template: name,
 			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec, Last: Last{Wanted: n.Start}}
-		m.Config.Password, m.Config.UserData = "", nil
+		m.Config.Password, m.Config.VNCPassword, m.Config.UserData = "", "", nil
 		s.place(&m, true)
 		machines = append(machines, m)
 	}
