@@ -325,9 +325,13 @@ func (d *fakeDaemon) addTemplate(name, source string) api.Template {
 }
 
 func (d *fakeDaemon) add(name string, t api.Template, c api.MachineConfig) *api.Machine {
-	spec := vm.Spec{Name: name, CPUs: c.CPUs, Memory: c.Memory}.WithDefaults()
 	dir := d.home.Machine("id-" + name)
 	_ = os.MkdirAll(dir, 0o700)
+	disk := vm.Disk{Path: dir + "/" + home.DiskFile, Format: "qcow2", Cache: c.Cache}
+	if t.Name != "diskless" {
+		_ = os.WriteFile(disk.Path, []byte("overlay"), 0o600)
+	}
+	spec := vm.Spec{Name: name, CPUs: c.CPUs, Memory: c.Memory, Disks: []vm.Disk{disk}}.WithDefaults()
 	m := &api.Machine{ID: "id-" + name, Name: name, State: api.Defined, Template: t.Name, Digest: t.Digest, Dir: dir,
 		CreatedAt: time.Unix(1_700_000_000, 0), Spec: spec, DiskSize: 12 << 10, User: t.User}
 	m.Spec.NICs = []vm.NIC{{Model: "virtio-net-pci", MAC: "52:54:00:00:00:01", Forwards: c.Forwards}}

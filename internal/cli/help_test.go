@@ -136,7 +136,7 @@ func TestDocuments(t *testing.T) {
 // TestEveryDataVerbHasJSON: what prints data prints it as JSON too.
 func TestEveryDataVerbHasJSON(t *testing.T) {
 	root := testRoot(t)
-	for _, path := range []string{"run", "clone", "pull", "ls", "info", "start", "stop", "kill", "version", "attach", "detach", "resize", "media", "events",
+	for _, path := range []string{"run", "clone", "pull", "ls", "info", "start", "stop", "kill", "version", "attach", "detach", "resize", "media", "events", "check", "explain",
 		"snapshot list", "snapshot create",
 		"template import", "template ls", "template info"} {
 		cmd, _, err := root.Find(strings.Fields(path))

@@ -79,9 +79,9 @@ func newRoot(a *app) *cobra.Command {
 		}
 	}
 	add(groupMachines, newRun(a), newClone(a), newLs(a), newInfo(a), newSSH(a), newConsole(a),
-		newScreen(a), newLogs(a), newStart(a), newStop(a), newKill(a), newAutostart(a), newAttach(a), newDetach(a), newResize(a), newMedia(a), newSnapshot(a), newEvents(a), newInstall(), newRm(a))
+		newScreen(a), newLogs(a), newStart(a), newStop(a), newKill(a), newAutostart(a), newAttach(a), newDetach(a), newResize(a), newMedia(a), newCheck(a), newSnapshot(a), newEvents(a), newInstall(), newRm(a))
 	add(groupImages, newPull(a), newTemplate(a), newImg())
-	add(groupOther, newDaemon(a), newVersion(a), newCompletion())
+	add(groupOther, newExplain(a), newDaemon(a), newVersion(a), newCompletion())
 	root.AddCommand(newMan())
 	finish(a, root)
 	return root

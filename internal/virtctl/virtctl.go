@@ -316,6 +316,9 @@ func (v *Machines) Autostart(ctx context.Context, name string, on bool) error {
 	return refusal(d.SetAutostart(ctx, on))
 }
 
+// Here says why the machines' files are not this host's.
+func (v *Machines) Here() error { return v.local("what the machines have") }
+
 // local says why a file of the libvirt's host cannot be touched from here.
 func (v *Machines) local(what string) error {
 	if v.conn.Remote() {
