@@ -30,8 +30,8 @@ func newCheck(a *app) *cobra.Command {
 		Short: "Say what machines' choices mean on this host",
 		Long: `Look at machines and at the file systems that their disks lie on, and say what
 holds: what cannot work, what may cost data, and what is as it should be. The exit
-status is 1 where something cannot work. ` + "`lamina explain`" + ` says what the choices mean.
-` + "`lamina img check`" + ` checks an image.
+status is 1 where something cannot work. ` + "`lamina explain`" + ` says what the choices
+mean; ` + "`lamina img check`" + ` checks an image.
 
 ` + patternHelp,
 		Example:           "  lamina check web\n  lamina check '*' --json",
