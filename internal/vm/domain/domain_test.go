@@ -40,6 +40,13 @@ func read(t testing.TB, doc string) Reading {
 	return r
 }
 
+// cannotWork is what virt-install lets pass, and libvirt refuses too.
+var cannotWork = map[string]string{
+	"spice":   "TLS needs a certificate",
+	"devices": "cannot be a second card",
+	"tuned":   "a disk on ide",
+}
+
 // TestStock: all that virt-install prints is understood, and written again with
 // the same meaning.
 func TestStock(t *testing.T) {
@@ -50,6 +57,13 @@ func TestStock(t *testing.T) {
 		}
 		for _, p := range r.Problems {
 			t.Errorf("%s: %s", name, p)
+		}
+		var says string
+		if err := r.Spec.WithDefaults().Validate(); err != nil {
+			says = err.Error()
+		}
+		if want := cannotWork[name]; (want == "") != (says == "") || !strings.Contains(says, want) {
+			t.Errorf("%s: validation says %q, want %q", name, says, want)
 		}
 		root, err := Marshal(r.Spec, Options{})
 		if err != nil {

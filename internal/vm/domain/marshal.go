@@ -144,7 +144,7 @@ func (w *writer) domain() *domxml.Element {
 }
 
 func (w *writer) memory(d *domxml.Element) {
-	m := w.spec.MemoryMap
+	m := w.spec.MemoryConfig
 	if m.Max > 0 {
 		e := amount("maxMemory", m.Max)
 		if m.Slots > 0 {

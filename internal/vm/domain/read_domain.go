@@ -84,14 +84,14 @@ func (r *reader) memory(n *node) {
 		}
 	}
 	if m := n.one("maxMemory"); m != nil {
-		s.MemoryMap.Max = m.bytes()
-		s.MemoryMap.Slots = m.number("slots")
+		s.MemoryConfig.Max = m.bytes()
+		s.MemoryConfig.Slots = m.number("slots")
 	}
 	b := n.one("memoryBacking")
 	if b == nil {
 		return
 	}
-	m := &s.MemoryMap
+	m := &s.MemoryConfig
 	if h := b.one("hugepages"); h != nil {
 		m.HugePages = true
 		for i, p := range h.all("page") {
@@ -175,7 +175,7 @@ func (r *reader) numa(n *node) {
 		cell.Memory = c.scaled(c.size("memory"), c.attr("unit"))
 		switch c.enum("memAccess", "shared", "private") {
 		case "shared":
-			r.spec.MemoryMap.Shared = true
+			r.spec.MemoryConfig.Shared = true
 		}
 		c.plain("discard", "no")
 		c.one("distances").refuse("distances of NUMA nodes are not told to the guest", useLibvirt)
