@@ -6,10 +6,14 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X github.com/lamina-vm/lamina/internal/api.BuildVersion=$(VERSION)
 GUESTS   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina-guests
 FUZZTIME ?= 30s
+PREFIX   ?= /usr/local
+BINDIR    = $(DESTDIR)$(PREFIX)/bin
+SHAREDIR  = $(DESTDIR)$(PREFIX)/share
+UNITDIR   = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: all deps build test check lint unit race boot fuzz bench demo install clean
+.PHONY: all deps build test check lint unit race boot fuzz bench demo install install-names clean
 
 all: build
 
@@ -22,6 +26,21 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lamina ./cmd/laminad
 	@ln -sf lamina bin/qemu-img
 	@ln -sf lamina bin/virt-install
+
+## install: the binaries, manual pages, completions and systemd units below DESTDIR and PREFIX
+install: build
+	install -d $(BINDIR) $(SHAREDIR)/man/man1 $(SHAREDIR)/bash-completion/completions $(SHAREDIR)/zsh/site-functions $(SHAREDIR)/fish/vendor_completions.d $(UNITDIR)
+	install bin/lamina bin/laminad $(BINDIR)
+	bin/lamina man $(SHAREDIR)/man/man1
+	bin/lamina completion bash > $(SHAREDIR)/bash-completion/completions/lamina
+	bin/lamina completion zsh > $(SHAREDIR)/zsh/site-functions/_lamina
+	bin/lamina completion fish > $(SHAREDIR)/fish/vendor_completions.d/lamina.fish
+	install -m 0644 contrib/systemd/laminad.service contrib/systemd/laminad.socket $(UNITDIR)
+
+## install-names: the names qemu-img and virt-install too, which may stand before the stock tools in PATH
+install-names: install
+	ln -sf lamina $(BINDIR)/qemu-img
+	ln -sf lamina $(BINDIR)/virt-install
 
 ## test: what CI runs: format, vet, lint, unit, interop, crash, race, short fuzz, boot
 test: deps build

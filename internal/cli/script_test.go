@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	if base := filepath.Base(os.Args[0]); os.Getenv("LAMINA_HOME") != "" && !strings.HasSuffix(os.Args[0], "/"+base) {
 		switch base {
 		case client.ToolInstall, client.ToolVirtInstall, client.ToolVerbs:
-			_, _ = os.Stdout.WriteString(base + ": " + strings.Join(os.Args[1:], " ") + "\n")
+			_, _ = os.Stdout.WriteString(base + ": " + strings.Join(os.Args[1:], " ") + "\n  -n, --name NAME\n  --os-variant, --osinfo OS\n")
 			os.Exit(0)
 		}
 	}

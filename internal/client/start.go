@@ -258,6 +258,18 @@ func Exec(name string, args ...string) error {
 	return &os.PathError{Op: "run", Path: program, Err: err}
 }
 
+// ToolOutput runs a tool as Exec does, in a process of its own, and returns what
+// it writes to its standard output.
+func ToolOutput(ctx context.Context, name string, args ...string) ([]byte, error) {
+	program, err := findDaemon()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Args[0] = name
+	return cmd.Output()
+}
+
 // The names by which laminad is a tool and not the daemon (its argv[0]).
 const (
 	ToolVirtInstall = "virt-install"   // the drop-in, under its own name
