@@ -53,6 +53,12 @@ var update = goflag.Bool("update", false, "write docs/compatibility-virt-install
 // gives a reason for.
 func TestDifferential(t *testing.T) {
 	dir := fixtures(t)
+	pairs := startPairs(t, dir)
+	t.Run("lines", func(t *testing.T) { compareLines(t, pairs) })
+	t.Run("suboptions", func(t *testing.T) { compareSubOptions(t, pairs) })
+}
+
+func compareLines(t *testing.T, pairs []pair) {
 	type job struct {
 		name string
 		c    diffCase
@@ -70,7 +76,7 @@ func TestDifferential(t *testing.T) {
 		}
 	}
 	found := make([]string, len(jobs))
-	each(t, dir, len(jobs), func(p pair, i int) error {
+	each(t, pairs, len(jobs), func(p pair, i int) error {
 		stock, ours, err := p.run(jobs[i].c.arguments())
 		if err == nil {
 			found[i] = jobs[i].c.judge(stock, ours)
@@ -86,8 +92,8 @@ func TestDifferential(t *testing.T) {
 	reportPending(t, "", seen, failed)
 }
 
-// each has n pieces of work done by two pairs of tools.
-func each(t *testing.T, dir string, n int, do func(p pair, i int) error) {
+// startPairs starts pairs of tools, each with a daemon of its own.
+func startPairs(t *testing.T, dir string) []pair {
 	t.Helper()
 	pairs := make([]pair, workers)
 	for i := range pairs {
@@ -95,6 +101,12 @@ func each(t *testing.T, dir string, n int, do func(p pair, i int) error) {
 		define(t, d, dir)
 		pairs[i] = startPair(t, d, dir)
 	}
+	return pairs
+}
+
+// each has n pieces of work done by the pairs.
+func each(t *testing.T, pairs []pair, n int, do func(p pair, i int) error) {
+	t.Helper()
 	var mu sync.Mutex // guards next
 	next := 0
 	take := func() int {
@@ -109,7 +121,6 @@ func each(t *testing.T, dir string, n int, do func(p pair, i int) error) {
 			for i := take(); i < n; i = take() {
 				if err := do(p, i); err != nil {
 					t.Error(err)
-					return
 				}
 			}
 		})
@@ -190,7 +201,7 @@ func (c diffCase) difference(stock, ours result) string {
 }
 
 // tail is the end of a text that may be long.
-func tail(s string) string { return s[max(0, len(s)-600):] }
+func tail(s string) string { return s[max(0, len(s)-400):] }
 
 // message is what a run said, of the usage that goes before it only the error.
 func (c diffCase) message(r result) string {
