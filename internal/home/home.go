@@ -105,6 +105,10 @@ func (h Home) Downloads() string { return filepath.Join(h.Cache, "downloads") }
 // host since it was booted.
 const KVMFile = "kvm.json"
 
+// Images is the folder of disks that were asked for without a path: a
+// person's, so nothing removes them but the person.
+func (h Home) Images() string { return filepath.Join(h.Data, "images") }
+
 // Templates is the folder of template images, each named by its digest.
 func (h Home) Templates() string { return filepath.Join(h.Data, "templates") }
 

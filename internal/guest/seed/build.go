@@ -19,7 +19,7 @@ func Build(c Config) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return buildISO(files)
+	return buildISO(volumeID, files)
 }
 
 // files are what the seed holds, in the order of the image's folder.
@@ -35,6 +35,9 @@ func (c Config) files() ([]file, error) {
 	user, err := c.userData()
 	if err != nil {
 		return nil, err
+	}
+	if len(c.MetaData) > 0 {
+		meta = c.MetaData
 	}
 	files := []file{{"meta-data", meta}}
 	switch {

@@ -47,7 +47,7 @@ const minSectors = 384 << 10 / sectorSize
 // buildISO makes an ISO 9660 image (ECMA-119) of the files, with the names
 // once as Rock Ridge (RRIP 1.09) and once as Joliet. Names come in the order
 // that both want: sorted, and still sorted when cut to eight characters.
-func buildISO(files []file) ([]byte, error) {
+func buildISO(volume string, files []file) ([]byte, error) {
 	total := dataSector
 	start := make([]int, len(files))
 	for i, f := range files {
@@ -69,8 +69,8 @@ func buildISO(files []file) ([]byte, error) {
 	copy(sector(rootSector), primary)
 	copy(sector(jolietRootSector), joliet)
 
-	putDescriptor(sector(primarySector), 1, total, rootSector, pathLSector)
-	putDescriptor(sector(jolietSector), 2, total, jolietRootSector, jolietPathLSector)
+	putDescriptor(sector(primarySector), volume, 1, total, rootSector, pathLSector)
+	putDescriptor(sector(jolietSector), volume, 2, total, jolietRootSector, jolietPathLSector)
 	copy(sector(terminatorSector), "\xffCD001\x01")
 
 	putPathTable(sector(pathLSector), binary.LittleEndian, rootSector)
@@ -96,12 +96,12 @@ func putPathTable(b []byte, order binary.ByteOrder, root int) {
 
 // putDescriptor writes a primary (kind 1, ECMA-119 8.4) or Joliet (kind 2,
 // 8.5) volume descriptor.
-func putDescriptor(b []byte, kind byte, total, root, pathL int) {
+func putDescriptor(b []byte, volume string, kind byte, total, root, pathL int) {
 	text := func(off, n int, s string) { putText(b[off:off+n], s, kind == 2) }
 	b[0] = kind
 	copy(b[1:], "CD001\x01")
 	text(8, 32, "")
-	text(40, 32, volumeID)
+	text(40, 32, volume)
 	both32(b[80:], uint32(total))
 	if kind == 2 {
 		copy(b[88:], "%/E") // UCS-2 level 3

@@ -277,7 +277,7 @@ func TestTooManyNames(t *testing.T) {
 	for i := range files {
 		files[i].name = strings.Repeat(string(rune('a'+i%26)), 20)
 	}
-	if _, err := buildISO(files); err == nil {
+	if _, err := buildISO(volumeID, files); err == nil {
 		t.Error("no error")
 	}
 }

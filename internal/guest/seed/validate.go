@@ -57,6 +57,9 @@ func (c Config) Validate() error {
 	if len(c.UserData) > maxUserData {
 		return fmt.Errorf("seed: user-data of %d bytes, more than %d", len(c.UserData), maxUserData)
 	}
+	if len(c.MetaData) > maxNetworkConfig {
+		return fmt.Errorf("seed: meta-data of %d bytes, more than %d", len(c.MetaData), maxNetworkConfig)
+	}
 	if len(c.NetworkConfig) > maxNetworkConfig {
 		return fmt.Errorf("seed: network-config of %d bytes, more than %d", len(c.NetworkConfig), maxNetworkConfig)
 	}
