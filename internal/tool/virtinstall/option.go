@@ -76,7 +76,10 @@ type option struct {
 
 // suboptions are the sub-options of one use of an option, in the order given.
 // A later one takes the place of an earlier one of the same key.
-type suboptions struct{ list []suboption }
+type suboptions struct {
+	raw  string // as it was typed, for messages
+	list []suboption
+}
 
 type suboption struct {
 	key   string
@@ -180,7 +183,7 @@ func (o option) parse(text string) (*suboptions, error) {
 		}
 		return nil
 	}
-	s := &suboptions{}
+	s := &suboptions{raw: text}
 	for len(words) > 0 {
 		w := words[0]
 		words = words[1:]

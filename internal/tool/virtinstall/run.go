@@ -9,9 +9,6 @@ import (
 	"github.com/lamina-vm/lamina/internal/vm/domxml"
 )
 
-// runner is the part of a host that runs machines.
-type runner interface{}
-
 // run is one command line, from its words to the machine. Nothing outside of
 // this process is changed before the last stage.
 func run(ctx context.Context, words []string, std Streams) error {

@@ -93,7 +93,8 @@ func startTool(t testing.TB, d *libvirttest.Daemon, dir, name string, args []str
 			cmd.Args[i] = "--wd=" + dir
 		}
 	}
-	cmd.Env = append(cmd.Env, "XDG_CACHE_HOME="+toolCache(t))
+	// The folder was opened outside of the namespace, where getcwd cannot name it.
+	cmd.Env = append(cmd.Env, "XDG_CACHE_HOME="+toolCache(t), "PWD="+dir)
 	cmd.Env = append(cmd.Env, env...)
 	x := &tool{name: name, err: &bytes.Buffer{}}
 	var err error

@@ -1,0 +1,38 @@
+package virtinstall
+
+import (
+	"errors"
+
+	"github.com/lamina-vm/lamina/internal/vm"
+	"github.com/lamina-vm/lamina/internal/vm/domain"
+	"github.com/lamina-vm/lamina/internal/vm/domxml"
+)
+
+// spec reads a document as the daemon's kind of machine. What plain QEMU
+// cannot do is refused by name.
+func (h *plainHost) spec(g *guest, doc *domxml.Element) (vm.Spec, error) {
+	doc = doc.Clone()
+	for _, nic := range doc.Child("devices").All("interface") {
+		if nic.Attr("type") == "network" && nic.Get("source/@network") == "default" {
+			nic.SetAttr("type", "user") // there is no libvirt to have networks
+			nic.Drop(nic.Child("source"))
+		}
+	}
+	r, err := domain.Read(doc)
+	if err != nil {
+		return vm.Spec{}, err
+	}
+	for _, n := range r.Notes {
+		g.debug("%s", n)
+	}
+	if len(r.Problems) > 0 {
+		var errs []error
+		for _, p := range r.Problems {
+			errs = append(errs, errors.New(p.String()))
+		}
+		return vm.Spec{}, errors.Join(errs...)
+	}
+	s := r.Spec.WithDefaults()
+	s.OS = g.os.ShortID
+	return s, s.Validate()
+}

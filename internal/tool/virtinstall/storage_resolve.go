@@ -1,0 +1,172 @@
+package virtinstall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/lamina-vm/lamina/image"
+)
+
+// remote reports whether paths are of another computer.
+func (g *guest) remote() bool {
+	c := g.host.libvirtConn()
+	return c != nil && c.Remote()
+}
+
+// resolvePath is a disk with a path: one that exists, or one to make there.
+func (g *guest) resolvePath(ctx context.Context, d *disk) error {
+	path, err := absolute(d.path)
+	if err != nil {
+		return err
+	}
+	d.file = path
+	if g.remote() {
+		return g.resolveRemote(ctx, d)
+	}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return g.resolveNew(ctx, d)
+	case err != nil:
+		return err
+	case st.IsDir():
+		d.setType("dir")
+		return d.setSource(g, "dir", "raw")
+	case st.Mode()&fs.ModeDevice != 0 && st.Mode()&fs.ModeCharDevice == 0:
+		d.setType("block")
+		if !d.removable() && d.device() != "lun" {
+			if d.el.Get("driver/@cache") == "" {
+				d.hint("cache", "none")
+			}
+			d.hint("discard", "unmap")
+			if d.el.Get("driver/@cache") == "none" {
+				d.hint("io", "native")
+			}
+		}
+		return d.setSource(g, "dev", "raw")
+	case !st.Mode().IsRegular():
+		d.setType("file")
+		return d.setSource(g, "file", "")
+	}
+	format, err := imageFormat(ctx, path)
+	if err != nil {
+		return err
+	}
+	d.setType("file")
+	return d.setSource(g, "file", format)
+}
+
+// setSource writes the source and the driver of a disk that is at d.file.
+func (d *disk) setSource(g *guest, attr, format string) error {
+	d.el.Need("source").SetAttr(attr, d.file)
+	d.setDriver(g, format)
+	return nil
+}
+
+// libvirtFormats are the formats that libvirt has a name for; all else is raw
+// for it, as what is inside is the guest's matter or QEMU's.
+var libvirtFormats = []string{"raw", "bochs", "cloop", "dmg", "vpc", "vdi", "cow", "qcow", "qcow2", "qed", "vmdk", "ploop"}
+
+// imageFormat returns the format of an existing image, by its first bytes as
+// the original and libvirt's pools find it. It opens no other file that the
+// image may name.
+func imageFormat(ctx context.Context, path string) (string, error) {
+	infos, err := image.Inspect(ctx, path, image.InfoOptions{NoLock: true})
+	if errors.Is(err, fs.ErrPermission) {
+		return "raw", nil // libvirtd may read it where we do not
+	}
+	if err != nil {
+		return "", err
+	}
+	format := infos[0].Info.Format
+	if !slices.Contains(libvirtFormats, format) {
+		return "raw", nil
+	}
+	return format, nil
+}
+
+// resolveNew is a disk that is to be made at d.file.
+func (g *guest) resolveNew(ctx context.Context, d *disk) error {
+	name := filepath.Base(d.file)
+	if d.size == 0 && d.backing == "" {
+		if d.path != "" && d.option != "" && d.el.Get("source/@file") == "" {
+			if _, err := os.Stat(filepath.Dir(d.file)); err != nil && !g.remote() {
+				return fmt.Errorf("Could not start storage pool: cannot open directory '%s': %w", filepath.Dir(d.file), errors.Unwrap(err)) //nolint:staticcheck // the original's words
+			}
+			return fmt.Errorf("Size must be specified for non existent volume '%s'", name) //nolint:staticcheck // the original's words
+		}
+		return fmt.Errorf("Must specify storage creation parameters for non-existent path '%s'.", d.file) //nolint:staticcheck // the original's words
+	}
+	if st, err := os.Stat(filepath.Dir(d.file)); !g.remote() && d.inPool == "" && (err != nil || !st.IsDir()) {
+		if err == nil {
+			err = &fs.PathError{Op: "open", Path: filepath.Dir(d.file), Err: errors.New("Not a directory")} //nolint:staticcheck // errno's words
+		}
+		return fmt.Errorf("Could not start storage pool: cannot open directory '%s': %w", filepath.Dir(d.file), errors.Unwrap(err)) //nolint:staticcheck // the original's words
+	}
+	if g.taken(d) {
+		return fmt.Errorf("'%s' is made by another --disk of this command already", d.file)
+	}
+	if d.backing != "" {
+		if err := g.resolveBacking(ctx, d); err != nil {
+			return err
+		}
+	}
+	d.new = true
+	if d.format == "" {
+		d.format = "qcow2"
+	}
+	if d.backing != "" && d.format != "qcow2" && d.format != "qed" && d.format != "vmdk" {
+		return fmt.Errorf("format=%s has no backing files: backing_store= needs format=qcow2", d.format)
+	}
+	if err := g.checkSpace(ctx, d); err != nil {
+		return err
+	}
+	d.setType("file")
+	if err := d.setSource(g, "file", d.format); err != nil {
+		return err
+	}
+	if !d.full && d.device() == "disk" {
+		d.hint("discard", "unmap")
+	}
+	return nil
+}
+
+// taken reports whether an earlier disk of this machine is to be made at the
+// same place.
+func (g *guest) taken(d *disk) bool {
+	return slices.ContainsFunc(g.disks, func(o *disk) bool { return o != d && o.new && o.file == d.file })
+}
+
+// resolveBacking checks backing_store= and finds its format and size.
+func (g *guest) resolveBacking(ctx context.Context, d *disk) error {
+	if isURL(d.backing) {
+		return nil
+	}
+	path, err := absolute(d.backing)
+	if err != nil {
+		return err
+	}
+	d.backing = path
+	if g.remote() {
+		return nil
+	}
+	infos, err := image.Inspect(ctx, path, image.InfoOptions{NoLock: true, Format: d.backingFormat})
+	if err != nil {
+		return fmt.Errorf("backing_store=%s: %w", path, err)
+	}
+	if d.backingFormat == "" {
+		d.backingFormat = infos[0].Info.Format
+	}
+	if d.size == 0 {
+		d.size = infos[0].VirtualSize
+	}
+	if d.size < infos[0].VirtualSize {
+		g.warn("The disk of %d bytes is smaller than its backing_store %s of %d bytes: what is beyond is not seen", d.size, path, infos[0].VirtualSize)
+	}
+	return nil
+}
