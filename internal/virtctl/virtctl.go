@@ -4,9 +4,11 @@
 package virtctl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,6 +19,7 @@ import (
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/client"
 	"github.com/lamina-vm/lamina/internal/vm"
+	"github.com/lamina-vm/lamina/internal/vm/domain"
 	"github.com/lamina-vm/lamina/internal/vm/domxml"
 	"github.com/lamina-vm/lamina/internal/vm/libvirt"
 )
@@ -102,16 +105,21 @@ func (v *Machines) describe(ctx context.Context, d *libvirt.Domain) (api.Machine
 	if err != nil {
 		return m, err
 	}
-	root, err := document(ctx, d, false)
+	// As of our own machines: what the next start takes.
+	root, err := document(ctx, d, true)
 	if err != nil {
 		return m, err
 	}
 	// A transient domain has no autostart, and says so with an error.
 	m.Autostart, _ = d.Autostart(ctx)
 	m.State = machineState(state)
-	m.Spec = readSpec(root)
+	m.Spec = wholeSpec(root)
 	if state.Active() {
-		m.Run = &vm.RunInfo{Accel: accel(root), Forwards: []vm.Forward{}}
+		live, err := document(ctx, d, false)
+		if err != nil {
+			return m, err
+		}
+		m.Run = &vm.RunInfo{Accel: accel(live), Forwards: []vm.Forward{}, VNC: vncAddress(live)}
 	}
 	if !v.conn.Remote() {
 		m.DiskSize = allocated(m.Spec.Disks)
@@ -150,6 +158,21 @@ func accel(root *domxml.Element) vm.Accel {
 	return vm.AccelTCG
 }
 
+// wholeSpec is a document as a machine, as far as package domain can tell; what
+// it leaves out of the drives is not left out here.
+func wholeSpec(root *domxml.Element) vm.Spec {
+	short := readSpec(root)
+	r, err := domain.Read(root)
+	if err != nil {
+		return short
+	}
+	whole := r.Spec.WithDefaults()
+	if len(whole.Disks) != len(short.Disks) {
+		whole.Disks = short.Disks
+	}
+	return whole
+}
+
 // readSpec reads of a document what the verbs show. What it does not know it
 // leaves out: a domain is listed whatever it has.
 func readSpec(root *domxml.Element) vm.Spec {
@@ -169,12 +192,21 @@ func readSpec(root *domxml.Element) vm.Spec {
 	for _, e := range devices.All("interface") {
 		s.NICs = append(s.NICs, vm.NIC{Model: e.Get("./model/@type"), MAC: e.Get("./mac/@address")})
 	}
-	for _, e := range devices.All("graphics") {
-		if e.Attr("type") == "vnc" && e.Attr("port") != "" && e.Attr("port") != "-1" {
-			s.Graphics.VNC = e.Attr("listen") + ":" + e.Attr("port")
+	return s
+}
+
+// vncAddress is where a running domain's VNC server listens, "" for none.
+func vncAddress(root *domxml.Element) string {
+	for _, e := range root.Child("devices").All("graphics") {
+		switch {
+		case e.Attr("type") != "vnc":
+		case e.Attr("socket") != "":
+			return e.Attr("socket")
+		case e.Attr("port") != "" && e.Attr("port") != "-1":
+			return net.JoinHostPort(cmp.Or(e.Attr("listen"), "127.0.0.1"), e.Attr("port"))
 		}
 	}
-	return s
+	return ""
 }
 
 func readDisk(e *domxml.Element) vm.Disk {

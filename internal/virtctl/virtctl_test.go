@@ -20,8 +20,8 @@ import (
 
 func TestMain(m *testing.M) { libvirttest.Main(m) }
 
-// domain is a machine as virsh would define it: its BIOS finds nothing to boot.
-const domain = `<domain type='qemu'>
+// sample is a machine as virsh would define it: its BIOS finds nothing to boot.
+const sample = `<domain type='qemu'>
   <name>%[1]s</name>
   <uuid>%[3]s</uuid>
   <memory unit='MiB'>64</memory>
@@ -62,7 +62,7 @@ func define(t *testing.T, d *libvirttest.Daemon, dir, name string) {
 	t.Helper()
 	qemutest.Img(t, "create", "-q", "-f", "qcow2", filepath.Join(dir, name+".qcow2"), "16M")
 	file := filepath.Join(dir, name+".xml")
-	if err := os.WriteFile(file, []byte(fmt.Sprintf(domain, name, dir, vm.NewUUID())), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(sample, name, dir, vm.NewUUID())), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d.Virsh(t, "define", file)
