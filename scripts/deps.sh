@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
   # what Lamina runs on
-  qemu-system-x86 seabios ipxe-qemu openssh-client
+  qemu-system-x86 seabios ipxe-qemu ovmf swtpm openssh-client
   # the stock tools that the tests compare with
   qemu-utils hyperfine virtinst libosinfo-bin osinfo-db
   # libvirt: the daemon of the tests, its tools and its networks' DHCP server

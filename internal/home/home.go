@@ -131,6 +131,8 @@ const (
 	SerialLogFile = "serial.log"
 	SerialLogOld  = "serial.log.1" // of the start before
 	QEMULogFile   = "qemu.log"
+	NVRAMFile     = "nvram.fd" // the machine's UEFI variables
+	TPMDir        = "tpm"      // what its TPM keeps
 	KnownHosts    = "known_hosts"
 	SSHUserFile   = "ssh_user" // whom the guest told ssh to log in as
 )
@@ -142,6 +144,11 @@ const (
 	QMPSocket  = "qmp.sock"
 	SerialSock = "serial.sock"
 	VNCSocket  = "vnc.sock"
+	SPICESock  = "spice.sock"
+	TPMSocket  = "tpm.sock"
+	// Sockets is the pattern (path.Match) of all of them: those above, and those
+	// of channels and shared folders, which are numbered.
+	Sockets = "*.sock"
 	// ScreenFiles is the pattern (os.CreateTemp, path.Match) of a picture of
 	// the screen on its way from QEMU to the one who asked for it.
 	ScreenFiles = "screen-*.ppm"

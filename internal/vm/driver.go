@@ -93,7 +93,11 @@ type RunInfo struct {
 	AccelNote string    `json:"accelNote,omitempty"`
 	QEMU      string    `json:"qemu"` // version
 	Forwards  []Forward `json:"forwards"`
-	VNC       string    `json:"vnc,omitempty"` // unix socket path or host:port
+	VNC       string    `json:"vnc,omitempty"`   // unix socket path or host:port
+	SPICE     string    `json:"spice,omitempty"` // the same
+	// PTYs are the paths of pseudoterminals, by device: "serial1", "console0".
+	PTYs     map[string]string `json:"ptys,omitempty"`
+	VSockCID uint32            `json:"vsockCid,omitempty"`
 }
 
 // Exit says why a machine's process ended.

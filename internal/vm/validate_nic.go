@@ -40,7 +40,12 @@ func (s Spec) ValidateNIC(n NIC) error {
 // ValidateDisk is the same for a drive.
 func (s Spec) ValidateDisk(d Disk) error {
 	s.Disks = append(slices.Clone(s.Disks), d)
-	return s.validateAdded(fmt.Sprintf("disks[%d]", len(s.Disks)-1))
+	return s.ValidateDiskAt(len(s.Disks) - 1)
+}
+
+// ValidateDiskAt says what is wrong with one drive, as the one that changed.
+func (s Spec) ValidateDiskAt(index int) error {
+	return s.validateAdded(fmt.Sprintf("disks[%d]", index))
 }
 
 // validateAdded keeps those problems that a device brought with it: its own,

@@ -2,10 +2,9 @@ package qemu
 
 import (
 	"encoding/json"
-	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
@@ -18,6 +17,14 @@ type config struct {
 	sandbox bool
 	// isBlockDevice tells a host's block device from a file.
 	isBlockDevice func(path string) bool
+
+	firmware firmware
+	// taps are the descriptors of the cards' tap devices, as QEMU has them, by
+	// card; those of others are empty.
+	taps    [][]int
+	vhost   map[int]bool // cards whose packets the host's kernel moves
+	vsockFD int          // of /dev/vhost-vsock
+	now     time.Time    // of the start
 }
 
 // args returns QEMU's arguments. All runtime files are named relative to the
@@ -26,60 +33,36 @@ type config struct {
 func (c config) args() []string {
 	return slices.Concat(
 		c.machineArgs(),
+		c.firmwareArgs(),
+		c.featureArgs(),
+		c.clockArgs(),
+		c.sysinfoArgs(),
 		c.sandboxArgs(),
 		c.processArgs(),
 		monitorArgs(),
-		serialArgs(),
-		displayArgs(c.spec.Graphics),
+		c.controllerArgs(),
+		c.serialArgs(),
+		c.charArgs(),
+		c.displayArgs(),
 		c.diskArgs(),
 		c.nicArgs(),
-		rngArgs(c.spec.RNG),
-		lifecycleArgs(c.spec.NoReboot),
+		c.rngArgs(),
+		c.inputArgs(),
+		c.soundArgs(),
+		c.watchArgs(),
+		c.vsockArgs(),
+		c.filesystemArgs(),
+		c.hostArgs(),
+		c.bootArgs(),
+		c.lifecycleArgs(),
+		c.spec.QEMU.Args,
 	)
-}
-
-// machineArgs are the board, its processors and its memory.
-func (c config) machineArgs() []string {
-	s := c.spec
-	return []string{
-		"-name", escape(s.Name),
-		"-uuid", s.UUID,
-		"-nodefaults",
-		"-no-user-config",
-		"-machine", s.Machine + ",vmport=off,dump-guest-core=off",
-		"-accel", accelArg(c.accel),
-		"-cpu", cpuArg(s.CPU, c.accel),
-		"-smp", strconv.Itoa(s.CPUs),
-		"-m", fmt.Sprintf("%dM", s.Memory>>20),
-	}
 }
 
 // tcgBuffer is the most memory in MiB that TCG keeps translated code in. QEMU's
 // own bound of 1 GiB is reached only after days, and then held by each machine;
 // the small test guest fills 40 MiB by its login.
 const tcgBuffer = 128
-
-// accelArg: several virtual CPUs under TCG each get a host thread.
-func accelArg(a vm.Accel) string {
-	if a == vm.AccelTCG {
-		return fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBuffer)
-	}
-	return string(a)
-}
-
-// cpuArg: under TCG, where host does not exist, max has what every distribution
-// asks of a CPU (x86-64-v3). Smaller models, and max without five-level page
-// tables, AVX or SMAP, took between 90 and 101 % of its time to the login of the
-// test guest, which is within the noise of the measurement.
-func cpuArg(model string, a vm.Accel) string {
-	switch {
-	case a == vm.AccelTCG && (model == "" || model == "host"):
-		return "max"
-	case model == "":
-		return "host"
-	}
-	return model
-}
 
 // sandboxArgs are the seccomp filter: QEMU needs no other program, user or
 // scheduling class once it runs.
@@ -103,49 +86,6 @@ func monitorArgs() []string {
 	}
 }
 
-// serialArgs are the first serial port, ttyS0: a socket for one client, and a
-// log of every byte whether or not one is there.
-func serialArgs() []string {
-	return []string{
-		"-chardev", "socket,id=serial0,path=" + home.SerialSock + ",server=on,wait=off,logfile=" + home.SerialLogFile + ",logappend=off",
-		"-device", "isa-serial,chardev=serial0",
-	}
-}
-
-// displayArgs: the machine always has a VGA, as its text screen is read also
-// where nobody can look at it.
-func displayArgs(g vm.Graphics) []string {
-	args := []string{"-display", "none", "-device", "VGA,id=vga0"}
-	switch g.VNC {
-	case vm.VNCNone:
-	case vm.VNCUnix:
-		args = append(args, "-vnc", "unix:"+home.VNCSocket)
-	default:
-		args = append(args, "-vnc", g.VNC)
-	}
-	return args
-}
-
-func rngArgs(on bool) []string {
-	if !on {
-		return nil
-	}
-	return []string{
-		"-object", "rng-random,id=rng0,filename=/dev/urandom",
-		"-device", "virtio-rng-pci,rng=rng0",
-	}
-}
-
-// lifecycleArgs: firmware boots nothing but what is in the boot order. A guest's
-// panic is reported and leaves the screen and the guest's own reboot as they are.
-func lifecycleArgs(noReboot bool) []string {
-	args := []string{"-boot", "strict=on", "-device", "pvpanic", "-action", "panic=none"}
-	if noReboot {
-		args = append(args, "-no-reboot")
-	}
-	return args
-}
-
 // escape doubles commas, which end a value in QEMU's key=value lists.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
@@ -155,12 +95,23 @@ func device(driver string, properties ...string) string {
 	var b strings.Builder
 	b.WriteString(driver)
 	for i := 0; i+1 < len(properties); i += 2 {
-		if properties[i+1] != "" {
-			b.WriteString("," + properties[i] + "=" + escape(properties[i+1]))
+		switch v := properties[i+1]; v {
+		case "":
+		case noValue:
+			b.WriteString("," + properties[i] + "=")
+		default:
+			b.WriteString("," + properties[i] + "=" + escape(v))
 		}
 	}
 	return b.String()
 }
+
+// noValue is the value of a property that is said to be empty.
+const noValue = "\x00"
+
+// object writes an option whose first property (driver, type, qom-type) goes
+// without its name.
+func object(properties []string) string { return device(properties[1], properties[2:]...) }
 
 // encode writes a JSON value of the command line.
 func encode(v any) string {

@@ -42,7 +42,7 @@ func TestCommandLine(t *testing.T) {
 			`"file":{"driver":"file","filename":"/m/disk.qcow2","read-only":false,"cache":{"direct":true,"no-flush":false},"discard":"unmap"}}`,
 		"-device virtio-blk-pci,drive=disk0,id=disk0-device,write-cache=on,serial=S1,bootindex=1",
 		"-netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80",
-		"-device virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01,romfile=",
+		"-device virtio-net-pci,netdev=net0,id=net0-device,mac=52:54:00:00:00:01,romfile=",
 		"-object rng-random,id=rng0,filename=/dev/urandom",
 		"-device virtio-rng-pci,rng=rng0",
 		"-boot strict=on", "-device pvpanic", "-action panic=none", "-no-reboot",
@@ -90,9 +90,10 @@ func TestAccelAndCPU(t *testing.T) {
 
 func TestDisplayArgs(t *testing.T) {
 	base := []string{"-display none", "-device VGA,id=vga0"}
-	requireLines(t, displayArgs(vm.Graphics{VNC: vm.VNCNone}), base)
-	requireLines(t, displayArgs(vm.Graphics{VNC: vm.VNCUnix}), append(base[:2:2], "-vnc unix:vnc.sock"))
-	requireLines(t, displayArgs(vm.Graphics{VNC: "127.0.0.1:3"}), append(base[:2:2], "-vnc 127.0.0.1:3"))
+	args := func(vnc string) []string { return config{spec: vm.Spec{Graphics: vm.Graphics{VNC: vnc}}}.displayArgs() }
+	requireLines(t, args(vm.VNCNone), base)
+	requireLines(t, args(vm.VNCUnix), append(base[:2:2], "-vnc unix:vnc.sock"))
+	requireLines(t, args("127.0.0.1:3"), append(base[:2:2], "-vnc 127.0.0.1:3"))
 }
 
 func TestNICArgs(t *testing.T) {
@@ -105,9 +106,9 @@ func TestNICArgs(t *testing.T) {
 	}}}
 	requireLines(t, c.nicArgs(), []string{
 		"-netdev user,id=net0",
-		"-device e1000,netdev=net0,mac=52:54:00:00:00:01,romfile=",
+		"-device e1000,netdev=net0,id=net0-device,mac=52:54:00:00:00:01,romfile=",
 		"-netdev user,id=net1,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=udp:0.0.0.0:53-:5353",
-		"-device virtio-net-pci,netdev=net1,mac=52:54:00:00:00:02,romfile=",
+		"-device virtio-net-pci,netdev=net1,id=net1-device,mac=52:54:00:00:00:02,romfile=",
 	})
 }
 
@@ -199,7 +200,7 @@ func TestWriteCache(t *testing.T) {
 		vm.CacheNone: "on", vm.CacheWriteback: "on", vm.CacheUnsafe: "on",
 		vm.CacheWritethrough: "off", vm.CacheDirectsync: "off",
 	} {
-		got := driveDevice(vm.Disk{Device: vm.DeviceDisk, Bus: vm.BusVirtio, Cache: cache}, "d", nil)
+		got := object(driveDevices(vm.Disk{Device: vm.DeviceDisk, Bus: vm.BusVirtio, Cache: cache}, "d", seat{})[0])
 		if !strings.Contains(got, ",write-cache="+want) {
 			t.Errorf("%s: %s, want write-cache=%s", cache, got, want)
 		}

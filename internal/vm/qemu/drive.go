@@ -3,27 +3,10 @@ package qemu
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/lamina-vm/lamina/internal/vm"
 )
-
-// blockNode is a -blockdev value. Its JSON form needs no escaping of paths.
-type blockNode struct {
-	Driver       string     `json:"driver"`
-	NodeName     string     `json:"node-name,omitempty"`
-	Filename     string     `json:"filename,omitempty"`
-	ReadOnly     bool       `json:"read-only"`
-	Cache        blockCache `json:"cache"`
-	Discard      string     `json:"discard"`
-	DetectZeroes string     `json:"detect-zeroes,omitempty"`
-	File         *blockNode `json:"file,omitempty"`
-}
-
-// blockCache is the host's half of a cache mode. The backing chain inherits it.
-type blockCache struct {
-	Direct  bool `json:"direct"`   // O_DIRECT
-	NoFlush bool `json:"no-flush"` // flushes are ignored
-}
 
 // cacheModes is QEMU's table of cache modes (qemu-options, -drive cache=):
 // what the host does, and whether the drive tells the guest of a write cache
@@ -39,105 +22,140 @@ var cacheModes = map[vm.Cache]struct {
 	vm.CacheUnsafe:       {blockCache{false, true}, true},
 }
 
+// driveID is what QEMU calls the drive that was the index-th of its machine:
+// its top node. Its device has "-device" behind it.
+func driveID(index int) string { return fmt.Sprintf("disk%d", index) }
+
+// deviceID is the id of the device of a drive or card.
+func deviceID(id string) string { return id + "-device" }
+
 // diskArgs are the controllers that the drives need, then the drives.
 func (c config) diskArgs() []string {
 	var args []string
-	seats := seating{machine: c.spec.Machine, used: map[vm.Bus]int{}}
+	seats := newSeating(c)
+	for _, controller := range seats.named() {
+		args = append(args, "-device", controller)
+	}
 	for i, d := range c.spec.Disks {
-		id := fmt.Sprintf("disk%d", i)
-		args = append(args, "-blockdev", encode(c.blockdev(d, id)))
-		controller, place := seats.next(d.Bus)
+		id := driveID(i)
+		if s := c.secret(d, id); s != nil {
+			args = append(args, "-object", object(s))
+		}
+		if d.Path != "" {
+			args = append(args, "-blockdev", encode(c.blockdev(d, id)))
+		}
+		controller, at := seats.next(d, id)
 		if controller != "" {
 			args = append(args, "-device", controller)
 		}
-		args = append(args, "-device", driveDevice(d, id, place))
+		if d.Bus == vm.BusFDC {
+			args = append(args, floppyBoot(d, at.unit)...)
+		}
+		for _, dev := range driveDevices(d, id, at) {
+			args = append(args, "-device", object(dev))
+		}
 	}
 	return args
 }
 
-// blockdev opens the image and, through the names in its header, its backing
-// chain.
-func (c config) blockdev(d vm.Disk, id string) blockNode {
-	file := "file"
-	if c.isBlockDevice(d.Path) {
-		file = "host_device"
+// secret is the object with an encrypted image's passphrase, nil for others.
+func (c config) secret(d vm.Disk, id string) []string {
+	if d.SecretFile == "" {
+		return nil
 	}
-	discard := "ignore"
-	var detect string
-	if d.Discard && !d.ReadOnly {
-		discard = "unmap"
-		detect = "unmap" // zeros that the guest writes give space back too
-	}
-	cache := cacheModes[d.Cache].host
-	return blockNode{
-		Driver:       d.Format,
-		NodeName:     id,
-		ReadOnly:     d.ReadOnly,
-		Cache:        cache,
-		Discard:      discard,
-		DetectZeroes: detect,
-		File: &blockNode{
-			Driver:   file,
-			Filename: d.Path,
-			ReadOnly: d.ReadOnly,
-			Cache:    cache,
-			Discard:  discard,
-		},
-	}
+	return []string{"qom-type", "secret", "id", id + "-secret", "file", d.SecretFile}
 }
 
-// seating hands out the places on each bus.
-type seating struct {
-	machine string
-	used    map[vm.Bus]int
-}
-
-// next returns the next place on a bus as device properties, and the
-// controller to add before it where the machine does not have one.
-func (s *seating) next(bus vm.Bus) (controller string, place []string) {
-	n := s.used[bus]
-	s.used[bus]++
-	switch bus {
-	case vm.BusIDE: // two channels of the PIIX chipset, two drives each
-		return "", []string{"bus", fmt.Sprintf("ide.%d", n/2), "unit", strconv.Itoa(n % 2)}
-	case vm.BusSATA:
-		if s.machine == vm.MachineQ35 { // whose own AHCI controller is called ide
-			return "", []string{"bus", fmt.Sprintf("ide.%d", n)}
-		}
-		if n == 0 {
-			controller = "ich9-ahci,id=sata0"
-		}
-		return controller, []string{"bus", fmt.Sprintf("sata0.%d", n)}
-	case vm.BusVirtioSCSI:
-		if n == 0 {
-			controller = "virtio-scsi-pci,id=scsi0"
-		}
-		return controller, []string{"bus", "scsi0.0", "channel", "0", "scsi-id", strconv.Itoa(n), "lun", "0"}
-	}
-	return "", nil
-}
-
-// driveDevice is what the guest sees of a drive.
-func driveDevice(d vm.Disk, id string, place []string) string {
-	driver := map[vm.Bus]string{vm.BusIDE: "ide-", vm.BusSATA: "ide-", vm.BusVirtioSCSI: "scsi-"}[d.Bus]
-	var writeCache string
-	switch {
-	case d.Bus == vm.BusVirtio:
-		driver = "virtio-blk-pci"
-	case d.Device == vm.DeviceCDROM:
-		driver += "cd"
-	default:
-		driver += "hd"
-	}
-	if d.Device == vm.DeviceDisk {
-		writeCache = onOff(cacheModes[d.Cache].writeCache)
-	}
+// driveDevices are what the guest sees of a drive, as properties: the first is
+// its driver.
+func driveDevices(d vm.Disk, id string, at seat) [][]string {
 	var boot string
 	if d.BootIndex > 0 {
 		boot = strconv.Itoa(d.BootIndex)
 	}
-	properties := append(place, "drive", id, "id", id+"-device", "write-cache", writeCache, "serial", d.Serial, "bootindex", boot)
-	return device(driver, properties...)
+	p := append([]string{"driver", driveDriver(d)}, at.place...)
+	if d.Path != "" {
+		p = append(p, "drive", id)
+	}
+	p = append(p, "id", deviceID(id))
+	if d.Bus == vm.BusFDC {
+		return [][]string{p}
+	}
+	var writeCache string
+	if d.Device == vm.DeviceDisk {
+		writeCache = onOff(cacheModes[d.Cache].writeCache)
+	}
+	errors := []string{"werror", string(d.WriteError), "rerror", string(d.ReadError)}
+	if d.Device == vm.DeviceLUN {
+		return [][]string{append(append(p, "bootindex", boot, "share-rw", onIf(d.Shareable)), errors...)}
+	}
+	p = append(p, "write-cache", writeCache, "serial", d.Serial, "bootindex", boot)
+	p = append(p, errors...)
+	p = append(p, "logical_block_size", number(d.LogicalBlock), "physical_block_size", number(d.PhysicalBlock), "share-rw", onIf(d.Shareable))
+	p = append(p, busProperties(d)...)
+	if d.Bus == vm.BusUSB && d.Device == vm.DeviceCDROM { // usb-storage knows disks only
+		bot := []string{"driver", "usb-bot", "id", id + "-usb", "bus", usbBus}
+		return [][]string{bot, p}
+	}
+	return [][]string{p}
+}
+
+// busProperties are those that only some buses have.
+func busProperties(d vm.Disk) []string {
+	removable, wwn := string(d.Removable), d.WWN
+	if wwn != "" && !strings.HasPrefix(wwn, "0x") {
+		wwn = "0x" + wwn
+	}
+	switch d.Bus {
+	case vm.BusVirtio:
+		return []string{"iothread", ioThread(d.IOThread), "num-queues", number(d.Queues)}
+	case vm.BusNVMe:
+		return []string{"max_ioqpairs", number(d.Queues)}
+	case vm.BusIDE, vm.BusSATA:
+		if d.Device == vm.DeviceCDROM {
+			return []string{"wwn", wwn}
+		}
+		return []string{"wwn", wwn, "rotation_rate", number(d.RotationRate)}
+	case vm.BusUSB:
+		if d.Device == vm.DeviceCDROM {
+			return nil
+		}
+		return []string{"removable", removable}
+	}
+	p := []string{"wwn", wwn, "vendor", d.Vendor, "product", d.Product}
+	if d.Device == vm.DeviceCDROM {
+		return p
+	}
+	return append(p, "removable", removable, "rotation_rate", number(d.RotationRate))
+}
+
+// driveDriver is QEMU's name of the device.
+func driveDriver(d vm.Disk) string {
+	switch d.Bus {
+	case vm.BusVirtio:
+		return "virtio-blk-pci"
+	case vm.BusNVMe:
+		return "nvme"
+	case vm.BusFDC:
+		return "floppy"
+	case vm.BusUSB:
+		if d.Device == vm.DeviceCDROM {
+			return "scsi-cd"
+		}
+		return "usb-storage"
+	case vm.BusIDE, vm.BusSATA:
+		if d.Device == vm.DeviceCDROM {
+			return "ide-cd"
+		}
+		return "ide-hd"
+	}
+	switch d.Device {
+	case vm.DeviceCDROM:
+		return "scsi-cd"
+	case vm.DeviceLUN:
+		return "scsi-block"
+	}
+	return "scsi-hd"
 }
 
 func onOff(b bool) string {

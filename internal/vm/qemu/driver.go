@@ -83,7 +83,11 @@ func (d *Driver) start(ctx context.Context, spec vm.Spec, dir string) (*machine,
 	if err := errors.Join(spec.Validate(), spec.CheckFiles()); err != nil {
 		return nil, err
 	}
-	binary, err := findBinary(d.opts.Binary)
+	configured := d.opts.Binary
+	if spec.QEMU.Binary != "" {
+		configured = spec.QEMU.Binary
+	}
+	binary, err := findBinary(configured)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +138,7 @@ func (d *Driver) startAccelerated(ctx context.Context, l launch) (*machine, erro
 	if err == nil && failure.blamed {
 		// The same machine runs without KVM, so it was KVM. Where this
 		// cannot be kept, the next process finds out again.
-		_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Reason: failure.reason})
+		_ = d.kvm.learn(host, cpuKey(l.spec), kvmVerdict{Reason: failure.reason})
 	}
 	return m, err
 }
@@ -158,7 +162,7 @@ func (d *Driver) startKVM(ctx context.Context, l launch, host string) (*machine,
 	if err := openKVM(d.kvmDevice); err != nil {
 		return nil, kvmFailure{reason: err.Error()}, err
 	}
-	v, known := d.kvm.recall(host, l.spec.CPU)
+	v, known := d.kvm.recall(host, cpuKey(l.spec))
 	if known && !v.Works && l.spec.Accel == vm.AccelAuto {
 		return nil, kvmFailure{reason: v.Reason, remembered: true}, vm.ErrNoKVM
 	}
@@ -166,12 +170,12 @@ func (d *Driver) startKVM(ctx context.Context, l launch, host string) (*machine,
 	if known && v.Works {
 		watch = d.kvmGlance
 	}
-	l.onKVMFailure = d.kvmFailed(host, l.spec.CPU)
+	l.onKVMFailure = d.kvmFailed(host, cpuKey(l.spec))
 	m, err := l.run(ctx, vm.AccelKVM, "", watch)
 	if err != nil {
 		return nil, kvmFailure{reason: kvmComplaint(err), blamed: blamesKVM(err)}, err
 	}
-	_ = d.kvm.learn(host, l.spec.CPU, kvmVerdict{Works: true}) // as above
+	_ = d.kvm.learn(host, cpuKey(l.spec), kvmVerdict{Works: true}) // as above
 	return m, kvmFailure{}, nil
 }
 
@@ -233,11 +237,11 @@ func findRunning(ctx context.Context, dir string) (*process, record, error) {
 		if err := killStray(ctx, dir, r.Spec.UUID); err != nil {
 			return nil, r, err
 		}
-		return nil, r, removeRuntime(dir)
+		return nil, r, r.removeRuntime(ctx, dir)
 	}
 	p, err := adopt(r.Process)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, r, removeRuntime(dir)
+		return nil, r, r.removeRuntime(ctx, dir)
 	}
 	return p, r, err
 }
@@ -319,9 +323,9 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 		return nil, errors.Join(err, m.Release())
 	}
 	if r.Info.Accel == vm.AccelKVM {
-		m.onKVMFailure = d.adoptedKVMFailed(r.Spec.CPU)
+		m.onKVMFailure = d.adoptedKVMFailed(cpuKey(r.Spec))
 	}
-	m.spacePause = d.spacePause
+	m.spacePause, m.ports = d.spacePause, &d.ports
 	go m.supervise()
 	return m, nil
 }
@@ -344,7 +348,7 @@ func (d *Driver) killIn(ctx context.Context, dir string) error {
 		return err
 	}
 	defer unlock()
-	p, _, err := findRunning(ctx, dir)
+	p, r, err := findRunning(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -354,7 +358,7 @@ func (d *Driver) killIn(ctx context.Context, dir string) error {
 	if err := p.kill(ctx); err != nil {
 		return errors.Join(err, p.letGo())
 	}
-	return removeRuntime(dir)
+	return r.removeRuntime(ctx, dir)
 }
 
 // adoptedKVMFailed is kvmFailed for a machine of another process, whose QEMU

@@ -54,6 +54,7 @@ const logMark = "# "
 const (
 	// maxPortTries bounds the starts with newly chosen ports.
 	maxPortTries  = 5
+	addressTaken  = "Address already in use"
 	portTaken     = "Could not set up host forwarding rule"
 	noSandboxText = "seccomp" // "seccomp support is disabled", "sandbox ... not supported"
 )
@@ -93,7 +94,7 @@ func (l launch) run(ctx context.Context, accel vm.Accel, note string, watch time
 		switch {
 		case sandbox && lacksSandbox(ee.words):
 			l.driver.noSandbox.Store(true)
-		case chose && try < maxPortTries && strings.Contains(ee.words, portTaken):
+		case chose && try < maxPortTries && (strings.Contains(ee.words, portTaken) || strings.Contains(ee.words, addressTaken)):
 		default:
 			return nil, err
 		}
@@ -119,19 +120,37 @@ func (l launch) once(ctx context.Context, c config, note string, watch time.Dura
 	}
 	defer release()
 	c.spec.NICs = nics
-	r := record{Spec: c.spec, Info: vm.RunInfo{
-		StartedAt: time.Now(),
+	displays, choseDisplay, releaseDisplays, err := l.driver.ports.fillDisplays(c.spec.Displays)
+	if err != nil {
+		return nil, false, err
+	}
+	defer releaseDisplays()
+	c.spec.Displays, chose = displays, chose || choseDisplay
+	given := c.spec
+	made, err := l.prepare(ctx, &c)
+	r := record{Spec: given, Helpers: made.identities(), Info: vm.RunInfo{
+		StartedAt: c.now,
 		Accel:     c.accel,
 		AccelNote: note,
 		Forwards:  forwards(nics),
-		VNC:       vncAddress(c.spec.Graphics.VNC, l.dir),
+		VNC:       displayAddress(c.spec, vm.DisplayVNC, l.dir),
+		SPICE:     displayAddress(c.spec, vm.DisplaySPICE, l.dir),
 	}}
-	if err := r.write(l.dir); err != nil {
-		return nil, chose, err
+	if c.spec.VSock != nil {
+		r.Info.VSockCID = c.spec.VSock.CID
 	}
-	p, err := l.spawn(c)
+	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	if err == nil {
+		err = r.write(l.dir)
+	}
 	if err != nil {
-		return nil, chose, errors.Join(err, removeRuntime(l.dir))
+		return nil, chose, errors.Join(err, made.end(kctx), removeRuntime(l.dir))
+	}
+	p, err := l.spawn(c, made.files)
+	made.close()
+	if err != nil {
+		return nil, chose, errors.Join(err, made.end(kctx), removeRuntime(l.dir))
 	}
 	m, err = l.bringUp(ctx, p, r, watch)
 	if err != nil {
@@ -140,15 +159,15 @@ func (l launch) once(ctx context.Context, c config, note string, watch time.Dura
 		if kerr := p.kill(kctx); kerr != nil {
 			return nil, chose, errors.Join(err, kerr) // its files stay: they say what to end
 		}
-		return nil, chose, errors.Join(err, removeRuntime(l.dir))
+		return nil, chose, errors.Join(err, made.end(kctx), removeRuntime(l.dir))
 	}
-	m.spacePause = l.driver.spacePause
+	m.spacePause, m.ports = l.driver.spacePause, &l.driver.ports
 	go m.supervise()
 	return m, chose, nil
 }
 
 // spawn runs QEMU with its command in the log.
-func (l launch) spawn(c config) (*process, error) {
+func (l launch) spawn(c config, files []*os.File) (*process, error) {
 	log, err := os.OpenFile(filepath.Join(l.dir, home.QEMULogFile), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -158,7 +177,7 @@ func (l launch) spawn(c config) (*process, error) {
 	if _, err := fmt.Fprintf(log, "%s%s %s %q\n", logMark, time.Now().Format(time.RFC3339), l.binary, args); err != nil {
 		return nil, err
 	}
-	p, err := spawn(l.binary, args, l.dir, log)
+	p, err := spawn(l.binary, args, l.dir, log, c.environment(), files)
 	if err != nil {
 		return nil, fmt.Errorf("QEMU: %w", err)
 	}
@@ -181,7 +200,13 @@ func (l launch) bringUp(ctx context.Context, p *process, r record, watch time.Du
 	}
 	m.onKVMFailure = l.onKVMFailure
 	m.record.Info.QEMU = m.monitor().Version().String()
-	if err = m.record.write(l.dir); err == nil {
+	if err = m.findPTYs(sctx); err == nil {
+		err = m.record.write(l.dir)
+	}
+	if err == nil {
+		err = m.settle(sctx)
+	}
+	if err == nil {
 		err = m.execute(sctx, "cont", nil, nil)
 	}
 	if err == nil {
@@ -262,7 +287,9 @@ func (m *machine) watchStart(ctx context.Context, watch time.Duration) error {
 func (m *machine) resumeStart(ctx context.Context) error {
 	status, err := m.queryStatus(ctx)
 	if err == nil && status == statusPrelaunch {
-		err = m.execute(ctx, "cont", nil, nil)
+		if err = m.settle(ctx); err == nil {
+			err = m.execute(ctx, "cont", nil, nil)
+		}
 	}
 	return err
 }

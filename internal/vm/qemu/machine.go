@@ -20,7 +20,7 @@ import (
 type machine struct {
 	dir    string
 	dirFD  *os.File // open where dir's sockets have too long a path
-	record record   // constant once the machine is handed out
+	record record   // its Spec and ids change, under mu; the rest is constant
 	proc   *process
 
 	// Both are set before supervise.
@@ -32,7 +32,13 @@ type machine struct {
 	ended, released chan struct{}
 	releaseOnce     sync.Once
 
-	mu     sync.Mutex // guards the fields below; never held while blocking
+	// plug is held while a device is added or changed, forgetMu while one that
+	// is gone is cleaned up after, changeMu while the record is written; taken in
+	// this order, each before mu.
+	plug, forgetMu, changeMu sync.Mutex
+	ports                    *portPicker // set before supervise
+
+	mu     sync.Mutex // guards the fields below and record's spec; never held while blocking
 	client *qmp.Client
 	events *qmp.Subscription
 	exit   vm.Exit

@@ -1,11 +1,13 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/internal/vm"
 )
@@ -52,6 +54,88 @@ func (p *portPicker) fill(nics []vm.NIC) (filled []vm.NIC, chosen bool, release 
 		}
 	}
 	return filled, chosen, release, nil
+}
+
+// fillDisplays is the same for the ports of displays.
+func (p *portPicker) fillDisplays(displays []vm.Display) (filled []vm.Display, chosen bool, release func(), err error) {
+	var mine []string
+	release = func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, k := range mine {
+			delete(p.held, k)
+		}
+	}
+	filled = slices.Clone(displays)
+	for i := range filled {
+		d := &filled[i]
+		if d.Type == vm.DisplayNone || d.NoListen || d.Socket != "" || d.Listen == "" && d.Port == 0 && d.TLSPort == 0 {
+			continue
+		}
+		if d.Port == 0 && d.TLSPort == 0 {
+			d.Port = -1
+		}
+		for _, port := range []*int{&d.Port, &d.TLSPort, &d.Websocket} {
+			if *port == 0 {
+				continue
+			}
+			key, err := p.pickDisplay(orLoopback(d.Listen), port)
+			if err != nil {
+				release()
+				return nil, false, nil, fmt.Errorf("display %s: %w", d.Type, err)
+			}
+			if key != "" {
+				mine, chosen = append(mine, key), true
+			}
+		}
+	}
+	return filled, chosen, release, nil
+}
+
+// The ports that displays are given: VNC's first one, and libvirt's range.
+const (
+	firstDisplayPort = 5900
+	lastDisplayPort  = 65535
+)
+
+// pickDisplay sets a port that is -1 to the first free one, and tries one that
+// is given.
+func (p *portPicker) pickDisplay(host string, port *int) (key string, err error) {
+	bind := func(n int) error {
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(n)))
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	}
+	if *port > 0 {
+		if err := bind(*port); err != nil {
+			return "", fmt.Errorf("%w: use another port, or -1 to have one chosen", err)
+		}
+		return "", nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var last error
+	for n := firstDisplayPort; n <= lastDisplayPort; n++ {
+		key := "tcp/" + strconv.Itoa(n)
+		if p.held[key] {
+			continue
+		}
+		if last = bind(n); last != nil {
+			if !errors.Is(last, syscall.EADDRINUSE) {
+				break // the address itself
+			}
+			continue
+		}
+		if p.held == nil {
+			p.held = map[string]bool{}
+		}
+		p.held[key] = true
+		*port = n
+		return key, nil
+	}
+	return "", fmt.Errorf("no port: %w", last)
 }
 
 // pick sets f's host port to a free one.

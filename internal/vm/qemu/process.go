@@ -71,9 +71,14 @@ func bootID() (string, error) {
 }
 
 // spawn starts a program in dir, in a session of its own, with nothing of ours
-// open but the log: it lives on when we end, and needs nobody to read from it.
-func spawn(path string, args []string, dir string, log *os.File) (*process, error) {
+// open but the log and the given files (its descriptors 3, 4, ...): it lives on
+// when we end, and needs nobody to read from it. env is added to ours.
+func spawn(path string, args []string, dir string, log *os.File, env []string, files []*os.File) (*process, error) {
 	cmd := exec.Command(path, args...)
+	cmd.ExtraFiles = files
+	if len(env) > 0 {
+		cmd.Env = append(os.Environ(), env...)
+	}
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -280,7 +280,7 @@ func TestStray(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := spawn(binary, c.args(), dir, log)
+	p, err := spawn(binary, c.args(), dir, log, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,12 @@ type record struct {
 	Process identity   `json:"process"`
 	Info    vm.RunInfo `json:"info"`
 	Spec    vm.Spec    `json:"spec"`
+	// Helpers are processes that serve this one and end with it.
+	Helpers []identity `json:"helpers,omitempty"`
+	// DiskIDs and NICIDs are what QEMU calls the drives and cards of the
+	// spec; empty while they are those of the start, in order.
+	DiskIDs []string `json:"diskIds,omitempty"`
+	NICIDs  []string `json:"nicIds,omitempty"`
 }
 
 // errDamaged: the record cannot be read.
@@ -87,14 +93,26 @@ func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
 	}
 }
 
+// removeRuntime removes what only a machine on record has, here and elsewhere.
+func (r record) removeRuntime(ctx context.Context, dir string) error {
+	if err := endHelpers(ctx, r.Helpers); err != nil {
+		return err
+	}
+	removeSockets(r.Spec)
+	return removeRuntime(dir)
+}
+
 // removeRuntime removes what only a running machine has. The folder's lock
 // must be held and no QEMU run in it.
 func removeRuntime(dir string) error {
-	names := []string{home.PIDFile, home.QMPSocket, home.SerialSock, home.VNCSocket, home.RunFile + ".new"}
-	screens, err := filepath.Glob(filepath.Join(escapeGlob(dir), home.ScreenFiles))
-	errs := []error{err}
-	for _, s := range screens {
-		names = append(names, filepath.Base(s))
+	names := []string{home.PIDFile, home.RunFile + ".new"}
+	var errs []error
+	for _, pattern := range []string{home.ScreenFiles, home.Sockets} {
+		found, err := filepath.Glob(filepath.Join(escapeGlob(dir), pattern))
+		errs = append(errs, err)
+		for _, f := range found {
+			names = append(names, filepath.Base(f))
+		}
 	}
 	// The record goes last: while it is there, a next look cleans up again.
 	for _, n := range append(names, home.RunFile) {

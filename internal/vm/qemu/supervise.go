@@ -38,6 +38,7 @@ func (m *machine) supervise() {
 		}
 	}
 	look()
+	m.reconcile(context.Background())
 	for {
 		select {
 		case e, open := <-events:
@@ -46,11 +47,17 @@ func (m *machine) supervise() {
 				continue
 			}
 			m.note(e)
-			if e.Name == "STOP" {
+			switch {
+			case e.Name == "STOP":
 				look()
+			case e.Name == "GUEST_PANICKED" && m.spec().OnCrash == vm.ActionRestart:
+				m.restartGuest()
+			case e.Name == eventDeleted:
+				m.noteDeleted(e)
 			}
 		case <-lost:
 			if events, lost = m.reconnect(); events != nil {
+				m.reconcile(context.Background())
 				look()
 			}
 		case <-full:
@@ -74,6 +81,14 @@ func (m *machine) tryAgain() {
 	if status, err := m.queryStatus(ctx); err == nil && status == statusIOError {
 		_ = m.execute(ctx, "cont", nil, nil) // asked again later
 	}
+}
+
+// restartGuest resets a guest that has panicked. One that is ending stays as it
+// is.
+func (m *machine) restartGuest() {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	_ = m.execute(ctx, "system_reset", nil, nil)
 }
 
 // reconnect gets back a monitor that was lost while the process lives on.
@@ -130,8 +145,9 @@ func (m *machine) noteStop() (full bool) {
 // finish closes the story of a process that has ended.
 func (m *machine) finish(events <-chan qmp.Event) {
 	m.drain(events)
+	fallsBack := m.fallsBack()
 	m.mu.Lock()
-	m.exit = m.story.exit(m.fallsBack(), m.proc.failed(), m.proc.status(), lastWords(m.dir))
+	m.exit = m.story.exit(fallsBack, m.proc.failed(), m.proc.status(), lastWords(m.dir))
 	m.mu.Unlock()
 	if err := m.cleanUp(); err != nil {
 		m.mu.Lock()
@@ -175,13 +191,13 @@ func (m *machine) cleanUp() error {
 	if err != nil || r.Process != m.record.Process {
 		return nil // gone, or not ours
 	}
-	return removeRuntime(m.dir)
+	return r.removeRuntime(ctx, m.dir)
 }
 
 // fallsBack says whether a failure of KVM makes the machine's next start take
 // TCG.
 func (m *machine) fallsBack() bool {
-	return m.record.Info.Accel == vm.AccelKVM && m.record.Spec.Accel == vm.AccelAuto
+	return m.record.Info.Accel == vm.AccelKVM && m.spec().Accel == vm.AccelAuto
 }
 
 // exit says why the process ended: failed is process.failed, words are the last
