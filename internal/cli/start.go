@@ -14,7 +14,8 @@ import (
 
 type startOptions struct {
 	waitFlags
-	json bool
+	install bool
+	json    bool
 }
 
 func newStart(a *app) *cobra.Command {
@@ -33,6 +34,7 @@ not the machines.
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
 	}
 	o.waitFlags.register(cmd)
+	cmd.Flags().BoolVar(&o.install, "install", false, "repeat an install phase that was interrupted")
 	jsonFlag(cmd, &o.json)
 	quietFlag(cmd, a)
 	connectFlag(cmd, a)
@@ -47,7 +49,7 @@ func (o *startOptions) run(ctx context.Context, a *app, patterns []string) error
 	if err != nil {
 		return err
 	}
-	req := api.StartRequest{NoWait: o.noWait, Timeout: o.timeout}
+	req := api.StartRequest{NoWait: o.noWait, Timeout: o.timeout, Install: o.install}
 	return a.each(ctx, list, o.json, max(2, runtime.NumCPU()), func(ctx context.Context, m api.Machine) (api.Machine, error) {
 		f := a.follow(m.Name)
 		got, err := c.Start(ctx, m.Name, req, named(m.Name, f.event))

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -182,6 +184,9 @@ func (d *Daemon) postConsole(w http.ResponseWriter, r *http.Request) error {
 	run, err := m.needRun()
 	if err != nil {
 		return err
+	}
+	if _, err := os.Lstat(run.vm.SerialSocket()); errors.Is(err, fs.ErrNotExist) && !ended(run) {
+		return api.Errorf(api.CodeInvalid, "machine %s has no serial port with a console: look at its screen (`lamina screen %s`), or connect to its VNC or SPICE server", m.name, m.name)
 	}
 	// Clients are served under the daemon's context: net/http cancels the
 	// request's when the connection is taken over.

@@ -63,8 +63,8 @@ func newDefinition(req api.DefineRequest) (store.NewDefinition, error) {
 			return invalid("the install phase: %w", err)
 		}
 		for _, path := range in.Owned {
-			if slices.ContainsFunc(n.Spec.Disks, func(d vm.Disk) bool { return d.Path == path }) {
-				return invalid("%s is a file of the install phase alone, and a disk of the machine: it would be gone", path)
+			if slices.Contains(append(filesOf(n.Spec), req.Owned...), path) {
+				return invalid("%s is a file of the install phase alone, and the machine has it too: it would be gone", path)
 			}
 		}
 		n.Definition.Phase, n.Definition.Install = api.NotInstalled, &in
@@ -88,6 +88,16 @@ func installSpec(s, final vm.Spec) vm.Spec {
 		}
 	}
 	return s.WithDefaults()
+}
+
+// filesOf are the files that a machine starts with.
+func filesOf(s vm.Spec) []string {
+	b := s.Boot
+	out := []string{b.Kernel, b.Initrd, b.DTB, b.NVRAM, b.Loader}
+	for _, d := range s.Disks {
+		out = append(out, d.Path)
+	}
+	return out
 }
 
 // checkOwned refuses what a machine cannot own.

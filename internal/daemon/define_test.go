@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"errors"
+	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
@@ -266,7 +269,9 @@ func TestDefineFails(t *testing.T) {
 		{"transient autostart", func(d *definition) { d.req.Transient, d.req.Autostart = true, true }, "transient"},
 		{"owned", func(d *definition) { d.req.Owned = []string{filepath.Dir(d.seed)} }, "plain file"},
 		{"owned relative", func(d *definition) { d.req.Owned = []string{"seed.iso"} }, "whole path"},
-		{"owned disk", func(d *definition) { d.req.Install.Owned = []string{d.disk} }, "a disk of the machine"},
+		{"owned disk", func(d *definition) { d.req.Install.Owned = []string{d.disk} }, "the machine has it too"},
+		{"owned twice", func(d *definition) { d.req.Install.Owned = []string{d.seed} }, "the machine has it too"},
+		{"owned kernel", func(d *definition) { d.req.Spec.Boot.Kernel = d.kernel }, "the machine has it too"},
 		{"install", func(d *definition) { d.req.Install.Spec.Memory = 1 }, "install phase"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -425,4 +430,52 @@ func requests(d *Daemon) int {
 	d.idle.mu.Lock()
 	defer d.idle.mu.Unlock()
 	return d.idle.active
+}
+
+// TestStoppedInSwitch stops a machine between its install phase and the start
+// after it: it is not started.
+func TestStoppedInSwitch(t *testing.T) {
+	driver := &fakeDriver{script: installer}
+	x := serve(t, Options{Driver: driver, StartsAtOnce: 1})
+	d := x.definition("web")
+	m := x.define(d)
+	web := x.d.machines["web"]
+	web.op <- struct{}{} // nobody starts it meanwhile
+	driver.machine(t, m.Dir).reboot()
+	x.eventually("the install is over", func() bool { return web.last().Wanted })
+	if err := web.setLast(func(l *store.Last) { l.Wanted = false }); err != nil { // as stopMachine does
+		t.Fatal(err)
+	}
+	<-web.op
+	_, e := x.stream("GET", "/v1/machines/web/wait?for=installed", nil, nil)
+	if got := x.machine("web"); got.State != api.Stopped || got.Definition.Phase != api.Installed {
+		t.Errorf("%+v, %v", got, e)
+	}
+	if _, starts := driver.count(); starts != 1 {
+		t.Errorf("%d starts", starts)
+	}
+}
+
+// TestNoSerialConsole says where else to look.
+func TestNoSerialConsole(t *testing.T) {
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver})
+	m := x.run("web")
+	if err := os.Remove(filepath.Join(m.Dir, home.SerialSock)); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://laminad/v1/machines/web/console", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", consoleProtocol)
+	res, err := x.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if b, err := io.ReadAll(res.Body); err != nil || res.StatusCode != 400 || !strings.Contains(string(b), "lamina screen web") {
+		t.Errorf("%d %s, %v", res.StatusCode, b, err)
+	}
 }

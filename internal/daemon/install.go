@@ -119,7 +119,7 @@ func (m *machine) afterInstall(ctx context.Context, r *run, exit vm.Exit) {
 // startInstalled starts the machine as it is to be, after its install phase r;
 // goesOn says that the new run goes on with the story of r's boot.
 func (m *machine) startInstalled(ctx context.Context, r *run) (goesOn bool, err error) {
-	o := startOptions{}
+	o := startOptions{wanted: true}
 	if !r.boot.over() {
 		o.boot = r.boot
 		o.boot.add(api.Event{Step: "start", Machine: m.name, Text: "the install phase of " + m.name + " is over, starting it"})
@@ -129,6 +129,9 @@ func (m *machine) startInstalled(ctx context.Context, r *run) (goesOn bool, err 
 	switch {
 	case errors.Is(err, store.ErrInUse) && m.running() != nil:
 		return false, nil // somebody else was faster
+	case errors.Is(err, errUnwanted):
+		m.d.log.Info("not started after its install", "machine", m.name, "reason", err)
+		return false, err
 	case err != nil:
 		m.d.log.Error("not started after its install", "machine", m.name, "error", err)
 		return false, err

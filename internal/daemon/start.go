@@ -23,7 +23,13 @@ type startOptions struct {
 	again bool
 	// install repeats an install phase that was interrupted.
 	install bool
+	// wanted: only if the machine is wanted still (Last.Wanted), which a person
+	// who stops it meanwhile ends.
+	wanted bool
 }
+
+// errUnwanted: a person does not want the start any more.
+var errUnwanted = errors.New("it was stopped before it was started")
 
 // start starts the machine and returns when its guest executes. It runs to
 // its end whatever becomes of the client: ctx is the daemon's.
@@ -42,6 +48,9 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	}
 	if m.running() != nil {
 		return nil, fmt.Errorf("machine %s is %w: it runs already", m.name, store.ErrInUse)
+	}
+	if o.wanted && !m.last().Wanted {
+		return nil, fmt.Errorf("machine %s: %w", m.name, errUnwanted)
 	}
 	m.setStarting(true)
 	defer m.setStarting(false)
@@ -111,18 +120,22 @@ func (m *machine) intact(ctx context.Context) error {
 	return err
 }
 
-// finishStart starts a machine that was made to be started, when the daemon
-// ended before that. It is tried once.
+// finishStart starts a machine that was made to be started, or whose install
+// phase is over, when the daemon ended before that. It is tried once.
 func (m *machine) finishStart() {
 	if m.running() != nil || !m.last().Wanted {
 		return
 	}
-	if m.setLast(func(l *store.Last) { l.Wanted, l.Exit = false, nil }) != nil {
-		return // logged
+	o := startOptions{wanted: true}
+	if m.known().Definition == nil {
+		o.wanted = false
+		if m.setLast(func(l *store.Last) { l.Wanted, l.Exit = false, nil }) != nil {
+			return // logged
+		}
 	}
 	m.d.log.Info("finishing a start that was broken off", "machine", m.name)
 	m.d.background(func(ctx context.Context) {
-		if _, err := m.start(ctx, startOptions{}); err != nil {
+		if _, err := m.start(ctx, o); err != nil {
 			m.d.log.Error("not started", "machine", m.name, "error", err)
 		}
 	})
@@ -408,7 +421,12 @@ func (m *machine) settled(ctx context.Context, force bool) (*run, error) {
 			return nil, err
 		}
 	}
-	return m.running(), nil
+	r := m.running()
+	if r == nil && m.last().Wanted {
+		// Between its install phase and the start after it.
+		return nil, m.setLast(func(l *store.Last) { l.Wanted = false })
+	}
+	return r, nil
 }
 
 // pressAgain is after how long the power button is pressed again: a guest that
