@@ -12,12 +12,12 @@ import (
 // defaultDevices adds the devices that a machine has unless it is told
 // otherwise: "--sound none" says that there is to be none.
 func (g *guest) defaultDevices(ctx context.Context, caps domainCaps) error {
-	if err := g.defaultGraphics(caps); err != nil {
+	if err := g.defaultGraphics(); err != nil {
 		return err
 	}
 	want := osinfo.Defaults(g.os, g.request(caps))
 	for _, add := range []func(osinfo.Machine){
-		g.addUSB, g.addPCI, g.addConsole, g.addSpiceChannel, g.addAgentChannel, g.addInputs, g.addTPM, g.addSound, g.addVideo,
+		g.addUSB, g.addPCI, g.addConsole, g.addAgentChannel, g.addSpiceChannel, g.addInputs, g.addTPM, g.addSound, g.addVideo,
 		g.addRedirection, g.addBalloon, g.addRNG,
 	} {
 		if g.hvm() {
@@ -37,20 +37,25 @@ func (g *guest) defaultDevices(ctx context.Context, caps domainCaps) error {
 }
 
 // told reports whether the command line says anything of a kind of device.
-func (g *guest) told(flag string) bool { return g.args.has(flag) }
+// That there are to be none is said of some kinds only; of the others "none"
+// says nothing.
+func (g *guest) told(flag string) bool {
+	return slices.ContainsFunc(g.args.all(flag), func(text string) bool {
+		return text != "" && !(text == "none" && (flag == "video" || flag == "input"))
+	})
+}
 
 func (g *guest) addDevice(e *domxml.Element) { g.dom.Need("devices").Add(e) }
 
 // defaultGraphics gives a machine a screen, unless it was told what it has.
-func (g *guest) defaultGraphics(caps domainCaps) error {
+func (g *guest) defaultGraphics() error {
+	for _, screen := range g.devices("graphics") {
+		fill(screen, "@type", g.screenType())
+	}
 	if g.told("graphics") || !g.hvm() || g.arch() == "s390x" {
 		return nil
 	}
-	kind := "spice"
-	if !caps.has("devices/graphics", "type", "spice") || !g.x86() {
-		kind = "vnc"
-	}
-	g.addDevice(domxml.New("graphics", "type", kind))
+	g.addDevice(domxml.New("graphics", "type", g.screenType()))
 	return nil
 }
 
@@ -108,7 +113,7 @@ func (g *guest) addSpiceChannel(want osinfo.Machine) {
 }
 
 func (g *guest) addInputs(want osinfo.Machine) {
-	if g.told("input") {
+	if g.told("input") || g.has("controller", func(e *domxml.Element) bool { return e.Attr("type") == "usb" && e.Attr("model") == "none" }) {
 		return
 	}
 	for _, i := range want.Inputs {

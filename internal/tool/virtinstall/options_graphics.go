@@ -162,7 +162,7 @@ func (g *guest) graphicsDefaults(el *domxml.Element) {
 
 // screenType is the protocol of a screen of which nothing was said.
 func (g *guest) screenType() string {
-	if g.x86() {
+	if g.x86() && g.dcaps.has("devices/graphics", "type", "spice") {
 		return "spice"
 	}
 	return "vnc"
