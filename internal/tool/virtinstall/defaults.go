@@ -70,6 +70,9 @@ func (g *guest) request(caps domainCaps) osinfo.Request {
 	} else if g.x86() && (strings.HasPrefix(r.Machine, "pc-i440fx") || r.Machine == "pc") {
 		r.Machine = "pc"
 	}
+	if r.Graphics == "none" {
+		r.Graphics = "sdl" // a screen that nobody sees; the machine without one has no such element
+	}
 	r.Host.NoQXL = !caps.has("devices/video", "modelType", "qxl")
 	r.Host.NoVirtioGPU = !caps.has("devices/video", "modelType", "virtio")
 	r.Host.NoBochs = !caps.has("devices/video", "modelType", "bochs")
@@ -248,7 +251,7 @@ func (g *guest) defaultBoot(osinfo.Machine) error {
 	}
 	for _, kind := range []string{"disk", "interface", "hostdev", "redirdev"} {
 		for _, d := range g.devices(kind) {
-			if d.Find("boot") != nil {
+			if order := d.Get("boot/@order"); order != "" && order != "0" {
 				return nil
 			}
 		}

@@ -73,7 +73,13 @@ func (g *guest) addUSB(want osinfo.Machine) {
 
 // addPCI adds the root ports that devices are plugged into later.
 func (g *guest) addPCI(want osinfo.Machine) {
-	if want.RootPorts == 0 || g.said[saidRootPorts] != "" || g.has("controller", func(e *domxml.Element) bool { return e.Attr("type") == "pci" }) {
+	if n, ok := g.said[saidRootPorts]; ok && want.RootPorts > 0 {
+		if n, err := strconv.Atoi(n); err == nil && n > 0 {
+			g.addRootPorts(n)
+		}
+		return
+	}
+	if want.RootPorts == 0 || g.has("controller", func(e *domxml.Element) bool { return e.Attr("type") == "pci" }) {
 		return
 	}
 	g.addRootPorts(want.RootPorts)
@@ -104,7 +110,8 @@ func (g *guest) addAgentChannel(want osinfo.Machine) {
 }
 
 func (g *guest) addSpiceChannel(want osinfo.Machine) {
-	if !want.SpiceChannel || g.told("channel") {
+	given := func(e *domxml.Element) bool { return e.Attr("type") == "spicevmc" }
+	if !want.SpiceChannel || slices.Contains(g.args.all("channel"), "none") || g.has("channel", given) {
 		return
 	}
 	e := domxml.New("channel", "type", "spicevmc")
@@ -113,12 +120,17 @@ func (g *guest) addSpiceChannel(want osinfo.Machine) {
 }
 
 func (g *guest) addInputs(want osinfo.Machine) {
-	if g.told("input") || g.has("controller", func(e *domxml.Element) bool { return e.Attr("type") == "usb" && e.Attr("model") == "none" }) {
+	if g.told("input") || g.noUSB() {
 		return
 	}
 	for _, i := range want.Inputs {
 		g.addDevice(domxml.New("input", "type", i.Type, "bus", i.Bus))
 	}
+}
+
+// noUSB reports whether the machine was told to have no USB.
+func (g *guest) noUSB() bool {
+	return g.has("controller", func(e *domxml.Element) bool { return e.Attr("type") == "usb" && e.Attr("model") == "none" })
 }
 
 func (g *guest) addTPM(want osinfo.Machine) {
@@ -146,7 +158,7 @@ func (g *guest) addVideo(want osinfo.Machine) {
 }
 
 func (g *guest) addRedirection(want osinfo.Machine) {
-	if g.told("redirdev") {
+	if g.told("redirdev") || g.noUSB() {
 		return
 	}
 	for range want.USBRedirects {

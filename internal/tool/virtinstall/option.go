@@ -263,6 +263,7 @@ func (o option) applyTo(g *guest, text string) (*domxml.Element, error) {
 		}
 	}
 	left := slices.Clone(given.list)
+	var counted []string // elements that an index may have left empty ones of
 	for _, s := range o.subs() {
 		for i := 0; i < len(left); i++ {
 			index, ok := s.match(left[i].key)
@@ -275,8 +276,10 @@ func (o option) applyTo(g *guest, text string) (*domxml.Element, error) {
 			if err := s.apply(g, el, w, index); err != nil {
 				return nil, err
 			}
+			counted = append(counted, s.counts()...)
 		}
 	}
+	dropEmpty(el, counted)
 	if len(left) > 0 {
 		return nil, &unknownError{o.flag, left}
 	}
@@ -289,6 +292,33 @@ func (o option) applyTo(g *guest, text string) (*domxml.Element, error) {
 		g.add(o.element, el)
 	}
 	return el, nil
+}
+
+// counts returns the names of the elements that the sub-option's indices count.
+func (s sub) counts() []string {
+	var names []string
+	for rest := s.path; ; {
+		before, after, ok := strings.Cut(rest, "[#]")
+		if !ok {
+			return names
+		}
+		names = append(names, before[strings.LastIndexByte(before, '/')+1:])
+		rest = after
+	}
+}
+
+// dropEmpty removes the elements of these names that say nothing, at every
+// depth: the index of a sub-option may go beyond those that were given.
+func dropEmpty(el *domxml.Element, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	for _, c := range slices.Clone(el.Children) {
+		dropEmpty(c, names)
+		if c.Empty() && slices.Contains(names, c.Name) {
+			el.Drop(c)
+		}
+	}
 }
 
 // target is the element that a use of the option is about: a new one that is

@@ -26,7 +26,7 @@ func TestEngine(t *testing.T) {
 		"cache=x,path=y,cache=z":      `<disk><source file="y"/><driver cache="z"/></disk>`,
 		"ro=yes,copy=true":            `<disk><readonly/><driver copy="on"/></disk>`,
 		`path="a,b",cache=`:           `<disk><source file="a,b"/></disk>`,
-		"seclabel1.label.x=5":         `<disk><seclabel/><seclabel><label x="5"/></seclabel></disk>`,
+		"seclabel1.label.x=5":         `<disk><seclabel><label x="5"/></seclabel></disk>`,
 		"opts=a,b=c,d,cache=none":     `<disk><driver cache="none"/><opts>a,b=c,d</opts></disk>`,
 		"ro=maybe":                    `Error: --disk ro=maybe: ro must be 'yes' or 'no'`,
 		"cache":                       `<disk><source file="cache"/></disk>`,

@@ -29,7 +29,7 @@ func charDeviceSubs() []sub {
 		{name: "type", aliases: []string{"char_type"}, path: "@type"},
 		{name: "path", set: planned},
 		{name: "mode", set: planned},
-		{name: "bind_host", set: planned},
+		{name: "bind_host", set: setEnd("source[@mode='bind']")},
 		{name: "host", set: setCharHost},
 	}, charSubs(""), []sub{
 		{name: "target.address", aliases: []string{"target_address"}, set: setGuestForward},
@@ -86,7 +86,7 @@ func charSubs(prefix string) []sub {
 // beforeChar reads the names of old and says which side waits for the other
 // where nobody did: a socket is listened on.
 func beforeChar(_ *guest, el *domxml.Element, given *suboptions) error {
-	for _, key := range []string{"path", "mode", "bind_host"} {
+	for _, key := range []string{"path", "mode"} {
 		given.rename(key, "source."+key)
 	}
 	kind, ok := given.get("type")

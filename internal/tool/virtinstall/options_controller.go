@@ -88,8 +88,8 @@ func (g *guest) addUSB2() {
 	}
 }
 
-// wantRootPorts adds a PCIe root with so many ports; with none the machine
-// gets what libvirt finds it needs.
+// wantRootPorts notes how many PCIe root ports there are to be; with none the
+// machine gets what libvirt finds it needs.
 func (g *guest) wantRootPorts(text string, given *suboptions) error {
 	n, err := wholeNumber(text)
 	switch {
@@ -101,9 +101,6 @@ func (g *guest) wantRootPorts(text string, given *suboptions) error {
 		return errors.New("num_pcie_root_ports stands alone: give each other controller an option of its own")
 	}
 	g.said[saidRootPorts] = strconv.FormatInt(n, 10)
-	if n > 0 {
-		g.addRootPorts(int(n))
-	}
 	return errNothingMore
 }
 

@@ -51,6 +51,8 @@ func networkSubs() []sub {
 // beforeNetwork reads "network=NAME" and "bridge=NAME" as the type with its
 // source.
 func beforeNetwork(_ *guest, _ *domxml.Element, given *suboptions) error {
+	given.rename("model", "model.type")
+	given.rename("mac", "mac.address")
 	if _, ok := given.get("type"); ok {
 		return nil
 	}
