@@ -215,7 +215,7 @@ func parseArguments(words []string) (*arguments, error) {
 			}
 			break
 		}
-		if !isOption(word) {
+		if !p.isOption(word) {
 			p.extra = append(p.extra, word)
 			continue
 		}
@@ -236,9 +236,15 @@ var negativeNumber = regexp.MustCompile(`^-\d+$|^-\d*\.\d+$`)
 
 // isOption reports whether a word is an option, known or not, rather than the
 // value of one.
-func isOption(word string) bool {
-	return len(word) > 1 && word[0] == '-' && !negativeNumber.MatchString(word) && !strings.Contains(word, " ") ||
-		longWithWord(word)
+func (p *parser) isOption(word string) bool {
+	if len(word) < 2 || word[0] != '-' {
+		return false
+	}
+	name, _, _ := strings.Cut(word, "=")
+	if p.by[word] != nil || p.by[name] != nil || len(p.matching(name, word)) > 0 {
+		return true
+	}
+	return !negativeNumber.MatchString(word) && !strings.Contains(word, " ")
 }
 
 // option reads one option and what belongs to it.
@@ -318,7 +324,7 @@ func (p *parser) use(f *flag, text *string) error {
 	case f.takes == takesNothing:
 		text = &f.bare
 	case text != nil:
-	case len(p.words) > 0 && !isOption(p.words[0]):
+	case len(p.words) > 0 && !p.isOption(p.words[0]):
 		text = &p.words[0]
 		p.words = p.words[1:]
 	case f.takes == takesMaybe:
@@ -347,11 +353,4 @@ func (f *flag) check(text string) error {
 		return &usageError{fmt.Sprintf("argument %s: invalid %s value: '%s'", f.title(), f.kind, text)}
 	}
 	return nil
-}
-
-// longWithWord reports whether a word is "--name=...", whose value may have
-// blanks.
-func longWithWord(word string) bool {
-	name, _, has := strings.Cut(word, "=")
-	return has && strings.HasPrefix(name, "--") && !strings.Contains(name, " ")
 }

@@ -161,7 +161,7 @@ func (g *guest) defaultSizes(want osinfo.Machine) error {
 // defaultCPUs makes the number of virtual CPUs and their topology agree.
 func (g *guest) defaultCPUs(want osinfo.Machine) error {
 	topology := g.dom.Find("cpu/topology")
-	if g.dom.Get("vcpu") == "" {
+	if n := g.dom.Get("vcpu"); n == "" || n == "0" {
 		n := want.CPUs
 		if topology != nil {
 			n = 1
@@ -199,7 +199,7 @@ func completeTopology(t *domxml.Element, vcpu string) error {
 	}
 	if sockets == 0 {
 		if cores == 0 {
-			sockets, cores = all/one(threads)/dies, 1
+			sockets = 1
 		} else {
 			sockets = all / cores / one(threads) / dies
 		}
@@ -340,7 +340,7 @@ func (g *guest) defaultPM(want osinfo.Machine) error {
 // defaultCPU gives the machine the host's CPU, where it can have it.
 func (g *guest) defaultCPU(caps domainCaps) error {
 	cpu := g.dom.Child("cpu")
-	if !cpu.Empty() || g.said[saidCPU] == saidCPUHypervisor {
+	if !cpu.Empty() || g.said[saidCPU] != "" {
 		if cpu.Empty() && cpu != nil {
 			g.dom.Drop(cpu)
 		}

@@ -134,7 +134,7 @@ func (g *guest) noUSB() bool {
 }
 
 func (g *guest) addTPM(want osinfo.Machine) {
-	if want.TPM == "" || g.told("tpm") {
+	if want.TPM == "" || g.told("tpm") || g.dom.Child("launchSecurity") != nil {
 		return
 	}
 	e := domxml.New("tpm", "model", want.TPM)

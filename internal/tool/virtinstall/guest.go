@@ -27,9 +27,10 @@ type guest struct {
 	said map[string]string
 	// edits are the XPath edits of the sub-options xpath...., and of --xml,
 	// which are made when the document is complete.
-	edits []edit
-	caps  *capabilities // of the host, see host_capabilities.go
-	dcaps *domainCaps   // of the machine's kind, once asked for
+	edits    []edit
+	editKeys map[string]int // places of edits that may be completed
+	caps     *capabilities  // of the host, see host_capabilities.go
+	dcaps    *domainCaps    // of the machine's kind, once asked for
 	// wantsUEFI: --boot uefi, or what is the same.
 	wantsUEFI bool
 	// cpuSecure: the CPU model gets the features against its security problems.
@@ -56,8 +57,11 @@ func (g *guest) devices(name string) []*domxml.Element {
 	return g.dom.Child("devices").All(name)
 }
 
-// warn prints a warning as virt-install does: on stderr, whatever --quiet says.
+// warn prints a warning on stderr, unless --quiet or --print-xml want silence.
 func (g *guest) warn(format string, args ...any) {
+	if g.quiet {
+		return
+	}
 	_, _ = fmt.Fprintf(g.std.Err, "WARNING  "+format+"\n", args...)
 }
 

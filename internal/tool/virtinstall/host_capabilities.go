@@ -9,8 +9,10 @@ import (
 
 // capabilities is what a host can run, of libvirt's capabilities document.
 type capabilities struct {
-	hostArch string
-	guests   []capsGuest
+	hostArch  string
+	hostModel string // of its CPU
+	security  string // the first of its security models
+	guests    []capsGuest
 }
 
 type capsGuest struct {
@@ -25,7 +27,8 @@ type capsDomain struct {
 }
 
 func readCapabilities(doc *domxml.Element) *capabilities {
-	c := &capabilities{hostArch: doc.Get("host/cpu/arch")}
+	c := &capabilities{hostArch: doc.Get("host/cpu/arch"), hostModel: doc.Get("host/cpu/model"),
+		security: doc.Get("host/secmodel/model")}
 	names := func(e *domxml.Element) (out []string) {
 		for _, m := range e.All("machine") {
 			out = append(out, m.Text)

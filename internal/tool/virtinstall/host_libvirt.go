@@ -37,6 +37,15 @@ func (h *libvirtHost) domainCapabilities(ctx context.Context, emulator, arch, ma
 	return parsed(h.conn.DomainCapabilities(ctx, libvirt.DomainCapabilitiesQuery{Emulator: emulator, Arch: arch, Machine: machine, Type: virtType}))
 }
 
+// expandCPU returns a CPU with all the features that its model stands for.
+func (h *libvirtHost) expandCPU(ctx context.Context, cpu *domxml.Element, arch, emulator, virtType string) (*domxml.Element, error) {
+	doc, err := h.conn.BaselineCPU(ctx, cpu.String(), libvirt.DomainCapabilitiesQuery{Emulator: emulator, Arch: arch, Type: virtType})
+	if errors.Is(err, libvirt.ErrUnsupported) {
+		return cpu, nil // not on this architecture
+	}
+	return parsed(doc, err)
+}
+
 func (h *libvirtHost) domain(ctx context.Context, name string) (*domxml.Element, error) {
 	d, err := h.conn.LookupDomain(ctx, name)
 	if err != nil {

@@ -62,6 +62,7 @@ type option struct {
 	element string   // in the domain: "devices/disk", "cpu"; "" is the domain itself
 	many    bool     // each use adds an element, else all change the one
 	first   []string // sub-options whose names may be left out, in front
+	edits   bool     // it has the sub-options xpath... though it has no element of its own
 	none    bool     // the value "none" alone says nothing
 	// subs are in the order in which they take effect, whatever the order on
 	// the command line. It is a function as the command should start at once.
@@ -136,7 +137,7 @@ func split(text string) ([]suboption, error) {
 			flush()
 		case c == '\\':
 			if i++; i == len(text) {
-				return nil, fmt.Errorf("No escaped character") //nolint:staticcheck // the original's words
+				return nil, &bareError{"No escaped character"}
 			}
 			word.WriteByte(text[i])
 			started = true
@@ -150,7 +151,7 @@ func split(text string) ([]suboption, error) {
 				word.WriteByte(text[end])
 			}
 			if end >= len(text) {
-				return nil, fmt.Errorf("No closing quotation") //nolint:staticcheck // the original's words
+				return nil, &bareError{"No closing quotation"}
 			}
 			i = end
 		default:
@@ -174,7 +175,7 @@ func (o option) parse(text string) (*suboptions, error) {
 	for i := 0; i < len(words) && i < len(o.first) && !words[i].given; i++ {
 		words[i] = suboption{o.first[i], words[i].key, true}
 	}
-	subs := o.subs()
+	subs := o.all()
 	known := func(key string) *sub {
 		for i := range subs {
 			if _, ok := subs[i].match(key); ok {
@@ -242,7 +243,8 @@ func (o option) apply(g *guest, text string) (*domxml.Element, error) {
 		return nil, nil
 	}
 	var unknown *unknownError
-	if errors.As(err, &unknown) {
+	var bare *bareError
+	if errors.As(err, &unknown) || errors.As(err, &bare) {
 		return nil, err
 	}
 	if err != nil {
@@ -264,7 +266,7 @@ func (o option) applyTo(g *guest, text string) (*domxml.Element, error) {
 	}
 	left := slices.Clone(given.list)
 	var counted []string // elements that an index may have left empty ones of
-	for _, s := range o.subs() {
+	for _, s := range o.all() {
 		for i := 0; i < len(left); i++ {
 			index, ok := s.match(left[i].key)
 			if !ok {
@@ -288,8 +290,11 @@ func (o option) applyTo(g *guest, text string) (*domxml.Element, error) {
 			return nil, err
 		}
 	}
-	if o.many {
+	switch {
+	case o.many && !(el.Empty() && !strings.Contains(o.element, "/")):
 		g.add(o.element, el)
+	case !o.many && el != g.dom && el.Empty():
+		g.dom.Drop(el) // a document has no empty elements at its top
 	}
 	return el, nil
 }
@@ -347,7 +352,7 @@ func (s sub) apply(g *guest, el *domxml.Element, w suboption, index []int) error
 		return nil
 	}
 	v := value{key: w.key, text: w.text, index: index}
-	if s.kind == yesNo || s.kind == onOff || s.kind == bare {
+	if v.text != "" && (s.kind == yesNo || s.kind == onOff || s.kind == bare) {
 		on, err := yes(w.key, w.text)
 		if err != nil {
 			return err
@@ -407,11 +412,16 @@ func yes(key, text string) (bool, error) {
 	case "n", "no", "0", "false", "f", "off":
 		return false, nil
 	}
-	return false, fmt.Errorf("%s must be 'yes' or 'no'", key)
+	return false, &bareError{fmt.Sprintf("%s must be 'yes' or 'no'", key)}
 }
 
 // errNothingMore ends an option whose before did all that it says.
 var errNothingMore = errors.New("nothing more")
+
+// bareError is one of which the original does not say in which option it is.
+type bareError struct{ text string }
+
+func (e *bareError) Error() string { return e.text }
 
 // unknownError is about sub-options that the option does not have.
 type unknownError struct {
@@ -427,10 +437,31 @@ func (e *unknownError) Error() string {
 	return fmt.Sprintf("Unknown --%s options: [%s]", e.flag, strings.Join(keys, ", "))
 }
 
+// all are the sub-options: those that every option has, and its own.
+func (o option) all() []sub {
+	list := []sub{{name: "clearxml", kind: yesNo, set: o.clear}}
+	if o.element != "" || o.edits {
+		list = append(list, xpathSubs()...)
+	}
+	return append(list, o.subs()...)
+}
+
+// clear makes the option start over, without what was there.
+func (o option) clear(_ *guest, el *domxml.Element, v value) error {
+	switch {
+	case !v.on():
+	case o.element == "":
+		return fmt.Errorf("Don't know how to clearxml for --%s", o.flag) //nolint:staticcheck // the original's words
+	default:
+		*el = domxml.Element{Name: el.Name}
+	}
+	return nil
+}
+
 // names lists the sub-options as "=?" does.
 func (o option) names() []string {
 	var out []string
-	for _, s := range o.subs() {
+	for _, s := range o.all() {
 		out = append(out, s.name)
 	}
 	rank := func(name string) string {

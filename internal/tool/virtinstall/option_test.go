@@ -28,11 +28,11 @@ func TestEngine(t *testing.T) {
 		`path="a,b",cache=`:           `<disk><source file="a,b"/></disk>`,
 		"seclabel1.label.x=5":         `<disk><seclabel><label x="5"/></seclabel></disk>`,
 		"opts=a,b=c,d,cache=none":     `<disk><driver cache="none"/><opts>a,b=c,d</opts></disk>`,
-		"ro=maybe":                    `Error: --disk ro=maybe: ro must be 'yes' or 'no'`,
+		"ro=maybe":                    `ro must be 'yes' or 'no'`,
 		"cache":                       `<disk><source file="cache"/></disk>`,
 		"x,cache":                     `Error: --disk x,cache: Option 'cache' had no value set.`,
 		"x,nope=1,no=2":               `Unknown --disk options: ['nope', 'no']`,
-		`"x`:                          `Error: --disk "x: No closing quotation`,
+		`"x`:                          `No closing quotation`,
 		"seclabel9999999999.label.x=": `Unknown --disk options: ['seclabel9999999999.label.x']`,
 	} {
 		g := &guest{dom: domxml.New("domain")}
@@ -47,7 +47,8 @@ func TestEngine(t *testing.T) {
 			t.Errorf("%s gives\n  %s\nwant\n  %s", line, got, want)
 		}
 	}
-	if got := sample.names(); !slices.Equal(got, []string{"cache", "copy", "opts", "path", "readonly", "seclabel[0-9]*.label[0-9]*.x"}) {
+	if got := sample.names(); !slices.Equal(got, []string{"clearxml", "xpath[0-9]*.create", "xpath[0-9]*.delete", "xpath[0-9]*.set", "xpath[0-9]*.value",
+		"cache", "copy", "opts", "path", "readonly", "seclabel[0-9]*.label[0-9]*.x"}) {
 		t.Error(got)
 	}
 }

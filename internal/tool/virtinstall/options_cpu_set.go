@@ -1,6 +1,7 @@
 package virtinstall
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -18,7 +19,13 @@ func setMemory(name string) func(*guest, *domxml.Element, value) error {
 		if err != nil {
 			return err
 		}
-		return g.dom.Set(name, strconv.FormatInt(n*1024, 10))
+		if err := g.dom.Set(name, strconv.FormatInt(n*1024, 10)); err != nil || name != "currentMemory" {
+			return err
+		}
+		if most, err := strconv.ParseInt(g.dom.Get("memory"), 10, 64); err == nil && most >= n*1024 {
+			return nil
+		}
+		return g.dom.Set("memory", strconv.FormatInt(n*1024, 10))
 	}
 }
 
@@ -27,18 +34,9 @@ func setMemory(name string) func(*guest, *domxml.Element, value) error {
 func memoryBefore(g *guest, _ *domxml.Element, given *suboptions) error {
 	most, hasMost := given.take("maxmemory")
 	if amount, ok := given.get("memory"); ok {
-		if _, split := given.get("currentMemory"); !split {
+		if _, both := given.get("currentMemory"); !both {
 			_, _ = given.take("memory")
 			given.set("currentMemory", amount)
-			if !hasMost {
-				most = amount
-				n, err := wholeNumber(amount)
-				if err != nil {
-					return err
-				}
-				now, err := strconv.ParseInt(g.dom.Get("memory"), 10, 64)
-				hasMost = err != nil || now < n*1024
-			}
 		}
 	}
 	if hasMost {
@@ -73,40 +71,35 @@ func setSecure(g *guest, _ *domxml.Element, v value) error {
 
 // The CPUs that are not models.
 const (
-	cpuHost             = "host"
-	cpuHostPassthrough  = "host-passthrough"
-	cpuHostModel        = "host-model"
-	cpuHostModelOnly    = "host-model-only"
-	cpuHostCopy         = "host-copy"
-	cpuHypervisor       = "hv-default"
-	cpuHypervisorLong   = "hypervisor-default"
-	cpuNone             = "none"
-	saidCPU             = "cpu" // key of guest.said
-	saidCPUHypervisor   = "hypervisor"
-	saidCPUHostCopy     = "host-copy"
-	saidCPUHostModelOne = "host-model-only"
+	cpuHost            = "host"
+	cpuHostPassthrough = "host-passthrough"
+	cpuHostModel       = "host-model"
+	cpuHostModelOnly   = "host-model-only"
+	cpuHostCopy        = "host-copy"
+	cpuHypervisor      = "hv-default"
+	cpuNone            = "none"
+	saidCPU            = "cpu" // key of guest.said: no CPU is wanted
 )
 
 // setModel sets the model, or a mode where the word is one.
 func setModel(g *guest, el *domxml.Element, v value) error {
-	switch v.text {
-	case cpuHost:
-		return el.Set("@mode", g.hostCPUMode())
-	case cpuHostPassthrough, cpuHostModel:
-		return el.Set("@mode", v.text)
-	case cpuHypervisor, cpuHypervisorLong, cpuNone, "":
-		g.said[saidCPU] = saidCPUHypervisor
-		for _, c := range el.Children {
-			el.Drop(c)
+	model := v.text
+	switch model {
+	case "":
+		return nil
+	case cpuHost, cpuHostModel:
+		return el.Set("@mode", cpuHostModel)
+	case cpuHostPassthrough:
+		return el.Set("@mode", model)
+	case cpuHypervisor, cpuNone:
+		g.said[saidCPU] = "yes"
+		*el = domxml.Element{Name: el.Name}
+		return nil
+	case cpuHostCopy, cpuHostModelOnly:
+		if model = g.caps.hostModel; model == "" {
+			return fmt.Errorf("the host does not say which model its CPU is: use --cpu %s", cpuHostModel)
 		}
-		el.Attrs, el.Children = nil, nil
-		return nil
-	case cpuHostCopy:
-		g.said[saidCPU] = saidCPUHostCopy
-		return nil
-	case cpuHostModelOnly:
-		g.said[saidCPU] = saidCPUHostModelOne
-		return nil
+		el.SetAttr("mode", "custom")
 	}
 	if el.Attr("mode") == "" {
 		el.SetAttr("mode", "custom")
@@ -114,7 +107,18 @@ func setModel(g *guest, el *domxml.Element, v value) error {
 	if el.Attr("match") == "" {
 		el.SetAttr("match", "exact")
 	}
-	return el.Set("model", v.text)
+	if g.cpuSecure {
+		names, err := g.securityFeatures()
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := setFeature(g, el, value{key: "require", text: name}); err != nil {
+				return err
+			}
+		}
+	}
+	return el.Set("model", model)
 }
 
 // setFeature adds a feature with the policy that the sub-option is called.

@@ -58,10 +58,10 @@ func clockOption() option {
 				{name: "timer[0-9]*.tickpolicy", path: "timer[#]/@tickpolicy"},
 				{name: "timer[0-9]*.track", path: "timer[#]/@track"},
 				{name: "timer[0-9]*.mode", path: "timer[#]/@mode"},
-				{name: "timer[0-9]*.frequency", path: "timer[#]/@frequency"},
-				{name: "timer[0-9]*.catchup.threshold", path: "timer[#]/catchup/@threshold"},
-				{name: "timer[0-9]*.catchup.slew", path: "timer[#]/catchup/@slew"},
-				{name: "timer[0-9]*.catchup.limit", path: "timer[#]/catchup/@limit"},
+				{name: "timer[0-9]*.frequency", path: "timer[#]/@frequency", kind: number},
+				{name: "timer[0-9]*.catchup.threshold", path: "timer[#]/catchup/@threshold", kind: number},
+				{name: "timer[0-9]*.catchup.slew", path: "timer[#]/catchup/@slew", kind: number},
+				{name: "timer[0-9]*.catchup.limit", path: "timer[#]/catchup/@limit", kind: number},
 			}
 		},
 	}

@@ -19,6 +19,9 @@ func featuresBefore(g *guest, _ *domxml.Element, given *suboptions) error {
 // "hpet_present", "rtc_tickpolicy".
 func setTimer(_ *guest, el *domxml.Element, v value) error {
 	name, attr, _ := strings.Cut(v.key, "_")
+	if err := el.Set("timer[@name='"+name+"']/@name", name); err != nil {
+		return err
+	}
 	path := "timer[@name='" + name + "']/@" + attr
 	if v.text == "" {
 		return el.Remove(path)

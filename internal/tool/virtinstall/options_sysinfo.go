@@ -22,6 +22,7 @@ func metadataOption() option {
 func seclabelOption() option {
 	return option{
 		flag:    "seclabel",
+		after:   seclabelAfter,
 		element: "seclabel",
 		many:    true,
 		none:    true,
@@ -111,6 +112,7 @@ func qemuCommandlineOption() option {
 func launchSecurityOption() option {
 	return option{
 		flag:    "launchSecurity",
+		after:   launchSecurityAfter,
 		element: "launchSecurity",
 		first:   []string{"type"},
 		none:    true,

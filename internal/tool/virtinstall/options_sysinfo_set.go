@@ -1,6 +1,7 @@
 package virtinstall
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/lamina-vm/lamina/internal/vm/domxml"
@@ -54,6 +55,7 @@ func setQEMUArgs(_ *guest, el *domxml.Element, v value) error {
 	if err != nil {
 		return err
 	}
+	el.SetAttr("xmlns:qemu", qemuNamespace)
 	for _, w := range words {
 		el.Add(domxml.New("qemu:arg", "value", w))
 	}
@@ -62,7 +64,11 @@ func setQEMUArgs(_ *guest, el *domxml.Element, v value) error {
 
 // setQEMUEnv adds a variable to QEMU's environment.
 func setQEMUEnv(_ *guest, el *domxml.Element, v value) error {
-	name, text, _ := strings.Cut(v.text, "=")
+	name, text, ok := strings.Cut(v.text, "=")
+	if !ok || name == "" {
+		return fmt.Errorf("%q is not NAME=VALUE", v.text)
+	}
+	el.SetAttr("xmlns:qemu", qemuNamespace)
 	el.Add(domxml.New("qemu:env", "name", name, "value", text))
 	return nil
 }
@@ -95,4 +101,25 @@ func unquote(text string) string {
 		return text[1 : n-1]
 	}
 	return text
+}
+
+// seclabelAfter completes a label that has a type or a model, but not both.
+func seclabelAfter(g *guest, el *domxml.Element, _ *suboptions) error {
+	kind, model := el.Attr("type"), el.Attr("model")
+	switch {
+	case kind == "" && model != "":
+		el.SetAttr("type", "dynamic")
+	case kind != "" && model == "" && el.Child("label") == nil && g.caps.security != "":
+		el.SetAttr("model", g.caps.security)
+	}
+	return nil
+}
+
+// launchSecurityAfter gives SEV the policy that virt-install gives it: no
+// debugging, no sharing of keys.
+func launchSecurityAfter(_ *guest, el *domxml.Element, _ *suboptions) error {
+	if el.Attr("type") == "sev" && el.Get("policy") == "" {
+		return el.Set("policy", "0x03")
+	}
+	return nil
 }

@@ -3,6 +3,9 @@ package virtinstall
 import (
 	"context"
 	"errors"
+	"slices"
+
+	"github.com/lamina-vm/lamina/internal/vm/domxml"
 )
 
 // choosePlatform writes down what the command line asks for of the platform;
@@ -50,11 +53,56 @@ func (g *guest) domainCaps(ctx context.Context) (domainCaps, error) {
 	return *g.dcaps, nil
 }
 
-// hostCPUMode is what "--cpu host" means here.
-func (g *guest) hostCPUMode() string {
-	c, err := g.domainCaps(context.Background())
-	if err == nil && c.mode(cpuHostPassthrough) {
-		return cpuHostPassthrough
+// securityFeatures are the CPU features against the security problems of CPUs
+// that the host's CPU model has a word on.
+func (g *guest) securityFeatures() ([]string, error) {
+	if err := g.resolvePlatform(); err != nil {
+		return nil, err
 	}
-	return cpuHostModel
+	doc, err := g.host.domainCapabilities(context.Background(), g.dom.Get("devices/emulator"), g.arch(), g.machine(), g.virtType())
+	if err != nil {
+		return nil, err
+	}
+	mode := doc.Find("cpu/mode[@name='host-model']")
+	if mode.Attr("supported") != "yes" {
+		return nil, nil
+	}
+	known, err := g.modelFeatures(mode)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, name := range []string{"spec-ctrl", "ssbd", "ibpb", "virt-ssbd", "md-clear"} {
+		if slices.Contains(known, name) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+// expander is a host that can say which features a CPU model has.
+type expander interface {
+	expandCPU(ctx context.Context, cpu *domxml.Element, arch, emulator, virtType string) (*domxml.Element, error)
+}
+
+// modelFeatures are the names of all features that the host's CPU model, as
+// the domain capabilities have it, speaks of: its own and what differs.
+func (g *guest) modelFeatures(mode *domxml.Element) ([]string, error) {
+	cpu := mode
+	if e, ok := g.host.(expander); ok {
+		cpu = mode.Clone()
+		cpu.Name, cpu.Attrs = "cpu", nil
+		if m := cpu.Child("model"); m != nil {
+			m.Attrs = nil
+		}
+		var err error
+		if cpu, err = e.expandCPU(context.Background(), cpu, g.arch(), g.dom.Get("devices/emulator"), g.virtType()); err != nil {
+			return nil, err
+		}
+	}
+	var names []string
+	for _, f := range cpu.All("feature") {
+		names = append(names, f.Attr("name"))
+	}
+	return names, nil
 }

@@ -94,7 +94,7 @@ func (g *guest) applyOptions(ctx context.Context, _ *installation) error {
 
 // print prints the documents, or says that all is well.
 func (g *guest) print(ctx context.Context, in *installation) error {
-	first, final, err := in.documents(ctx, g)
+	first, final, err := g.documents(ctx, in)
 	if err != nil {
 		return err
 	}

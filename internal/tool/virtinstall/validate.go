@@ -26,6 +26,9 @@ func (g *guest) validate(_ context.Context, in *installation) error {
 	if text != "" {
 		return errors.New(text)
 	}
+	if g.dom.Get("launchSecurity/@type") == "sev" && (!g.q35() || !g.uefi()) {
+		return errors.New("SEV launch security requires a Q35 UEFI machine") //nolint:staticcheck // the original's words
+	}
 	if g.generic() && g.hvm() {
 		g.warn("Using --osinfo %s, VM performance may suffer. Specify an accurate OS for optimal results.", g.os.ShortID)
 	}

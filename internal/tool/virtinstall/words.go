@@ -1,9 +1,6 @@
 package virtinstall
 
-import (
-	"errors"
-	"strings"
-)
+import "strings"
 
 // shellWords splits at blanks; quotes and backslashes keep them, as in a shell.
 func shellWords(text string) ([]string, error) {
@@ -20,7 +17,7 @@ func shellWords(text string) ([]string, error) {
 			}
 		case '\\':
 			if i++; i == len(text) {
-				return nil, errors.New("No escaped character") //nolint:staticcheck // the original's words
+				return nil, &bareError{"No escaped character"}
 			}
 			word.WriteByte(text[i])
 			started = true
@@ -33,7 +30,7 @@ func shellWords(text string) ([]string, error) {
 				word.WriteByte(text[i])
 			}
 			if i == len(text) {
-				return nil, errors.New("No closing quotation") //nolint:staticcheck // the original's words
+				return nil, &bareError{"No closing quotation"}
 			}
 		default:
 			word.WriteByte(c)

@@ -60,6 +60,15 @@ func (c *Conn) DomainCapabilities(ctx context.Context, q DomainCapabilitiesQuery
 	})
 }
 
+// BaselineCPU returns a <cpu> document that spells out which features the
+// model of the given one has under the hypervisor of the query.
+func (c *Conn) BaselineCPU(ctx context.Context, cpu string, q DomainCapabilitiesQuery) (string, error) {
+	return call(ctx, c, "features of a CPU model", func(l *golibvirt.Libvirt) (string, error) {
+		return l.ConnectBaselineHypervisorCPU(opt(q.Emulator), opt(q.Arch), opt(q.Machine), opt(q.Type), []string{cpu},
+			uint32(golibvirt.ConnectBaselineCPUExpandFeatures))
+	})
+}
+
 // opt is an optional string of the protocol.
 func opt(s string) golibvirt.OptString {
 	if s == "" {
