@@ -107,7 +107,7 @@ type execution struct {
 }
 
 func newExecution(ctx context.Context, g *guest, in *installation) (*execution, error) {
-	first, final, err := in.documents(ctx, g)
+	first, final, err := g.documents(ctx, in)
 	if err != nil {
 		return nil, err
 	}
