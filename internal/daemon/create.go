@@ -40,6 +40,9 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (s
 		return store.NewMachine{}, err
 	}
 	spec = spec.WithDefaults()
+	if spec.Chipset() == vm.MachineQ35 {
+		spec.HotplugPorts = hotplugPorts
+	}
 	if err := spec.Validate(); err != nil {
 		return store.NewMachine{}, api.Errorf(api.CodeInvalid, "%v", err)
 	}
@@ -54,6 +57,10 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (s
 	}
 	return n, nil
 }
+
+// hotplugPorts is how many drives a machine takes while it runs, where each needs
+// a port that is there from the start.
+const hotplugPorts = 2
 
 // displays is the VNC server of a machine whose screen others may reach, nil for
 // one that only this host does.

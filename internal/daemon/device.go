@@ -251,6 +251,11 @@ func media(ctx context.Context, m *machine, r *run, req api.MediaRequest) error 
 	if live {
 		running := named(r.runningSpec())
 		name, err := trayName(running, req.Drive, rec.Definition == nil)
+		if errors.Is(err, vm.ErrNoDevice) && config {
+			// Its next start may have the drive.
+			req.Config = true
+			return media(ctx, m, nil, req)
+		}
 		if err != nil {
 			return err
 		}
