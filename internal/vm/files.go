@@ -42,6 +42,9 @@ func (s Spec) CheckFiles() error {
 }
 
 func (d Disk) checkFile() error {
+	if d.Path == "" && (d.Device == DeviceCDROM || d.Device == DeviceFloppy) {
+		return nil // an empty drive
+	}
 	flags, how := os.O_RDWR, "for writing"
 	if d.ReadOnly {
 		flags, how = os.O_RDONLY, "for reading"
@@ -52,6 +55,9 @@ func (d Disk) checkFile() error {
 	}
 	if m := st.Mode(); !m.IsRegular() && (m&os.ModeDevice == 0 || m&os.ModeCharDevice != 0) {
 		return fmt.Errorf("disk image %s is neither a file nor a block device", d.Path)
+	}
+	if d.Device == DeviceLUN && st.Mode().IsRegular() {
+		return fmt.Errorf("disk image %s is a file, and a lun is a SCSI block device of the host: use device disk", d.Path)
 	}
 	f, err := os.OpenFile(d.Path, flags, 0)
 	if err != nil {

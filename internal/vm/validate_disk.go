@@ -258,6 +258,9 @@ func (d Disk) validateIO(f *findings, field string) {
 			f.add(field+"."+name, fmt.Sprintf("%d bytes", n), "use 512, 4096 or another power of 2 up to 2 MiB")
 		}
 	}
+	if d.PhysicalBlock > 0 && d.PhysicalBlock < d.LogicalBlock {
+		f.add(field+".physicalBlock", fmt.Sprintf("%d bytes below the logical block's %d", d.PhysicalBlock, d.LogicalBlock), "make it as large, or leave it out")
+	}
 	if d.LogicalBlock > 512 && (d.Bus == BusIDE || d.Bus == BusSATA || d.Bus == BusFDC) {
 		f.add(field+".logicalBlock", fmt.Sprintf("a disk on %s has blocks of 512 bytes", d.Bus), "use virtio, virtio-scsi or nvme, or leave it out")
 	}

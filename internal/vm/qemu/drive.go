@@ -89,9 +89,13 @@ func driveDevices(d vm.Disk, id string, at seat) [][]string {
 	if d.Device == vm.DeviceLUN {
 		return [][]string{append(append(p, "bootindex", boot, "share-rw", onIf(d.Shareable)), errors...)}
 	}
+	physical := d.PhysicalBlock
+	if physical == 0 && d.LogicalBlock > 512 {
+		physical = d.LogicalBlock // which is never the larger one
+	}
 	p = append(p, "write-cache", writeCache, "serial", d.Serial, "bootindex", boot)
 	p = append(p, errors...)
-	p = append(p, "logical_block_size", number(d.LogicalBlock), "physical_block_size", number(d.PhysicalBlock), "share-rw", onIf(d.Shareable))
+	p = append(p, "logical_block_size", number(d.LogicalBlock), "physical_block_size", number(physical), "share-rw", onIf(d.Shareable))
 	p = append(p, busProperties(d)...)
 	if d.Bus == vm.BusUSB && d.Device == vm.DeviceCDROM { // usb-storage knows disks only
 		bot := []string{"driver", "usb-bot", "id", id + "-usb", "bus", usbBus}

@@ -144,7 +144,7 @@ func (m *machine) PlugDisk(ctx context.Context, d vm.Disk) (vm.Disk, error) {
 		return vm.Disk{}, u.run(fmt.Errorf("%s: %w", what, err))
 	}
 	if d.Throttle.Bounded() {
-		if err := m.throttle(ctx, deviceID(id), d.Throttle); err != nil {
+		if err := m.throttle(ctx, id, d.Throttle); err != nil {
 			// The guest may use the disk by now: it stays.
 			d.Throttle = vm.Throttle{}
 			return d, errors.Join(fmt.Errorf("%s: it is there without its bounds: %w", what, err), m.addDisk(d, id))

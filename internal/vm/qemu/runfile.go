@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -148,6 +149,9 @@ func lastWords(dir string) string {
 	b, err := io.ReadAll(io.LimitReader(f, window))
 	if err != nil {
 		return ""
+	}
+	if _, whole, found := bytes.Cut(b, []byte("\n")); found && len(b) == window {
+		b = whole // the first line may be the end of a long one
 	}
 	var words, warnings []string
 	for line := range strings.Lines(string(b)) {

@@ -201,7 +201,7 @@ func (m *machine) ThrottleDisk(ctx context.Context, name string, t vm.Throttle) 
 	if err != nil {
 		return err
 	}
-	if err := m.throttle(ctx, deviceID(id), t); err != nil {
+	if err := m.throttle(ctx, id, t); err != nil {
 		return fmt.Errorf("throttle drive %q: %w", name, err)
 	}
 	return m.change(func(r *record) {
@@ -215,10 +215,14 @@ func (m *machine) ThrottleDisk(ctx context.Context, name string, t vm.Throttle) 
 	})
 }
 
-// throttle sets a device's bounds; all of them 0 is none.
-func (m *machine) throttle(ctx context.Context, device string, t vm.Throttle) error {
+// throttle sets a drive's bounds; all of them 0 is none.
+func (m *machine) throttle(ctx context.Context, id string, t vm.Throttle) error {
+	b, err := m.queryBlock(ctx, id)
+	if err != nil {
+		return err
+	}
 	args := map[string]any{
-		"id":  device,
+		"id":  b.QDev, // which for virtio and usb is a part of the device
 		"bps": t.TotalBytes, "bps_rd": t.ReadBytes, "bps_wr": t.WriteBytes,
 		"iops": t.TotalIOPS, "iops_rd": t.ReadIOPS, "iops_wr": t.WriteIOPS,
 	}

@@ -13,7 +13,7 @@ func (m *machine) settle(ctx context.Context) error {
 	s := m.record.Spec
 	for i, d := range s.Disks {
 		if d.Throttle.Bounded() {
-			if err := m.throttle(ctx, deviceID(m.record.diskID(i)), d.Throttle); err != nil {
+			if err := m.throttle(ctx, m.record.diskID(i), d.Throttle); err != nil {
 				return err
 			}
 		}

@@ -137,7 +137,7 @@ func waitExit(t *testing.T, m vm.Machine, dir string) vm.Exit {
 // outlives the machine.
 func RequireNoLeftovers(t *testing.T, dir string) {
 	t.Helper()
-	stay := []string{home.SerialLogFile, home.SerialLogOld, home.QEMULogFile, home.DiskFile, home.SeedFile}
+	stay := []string{home.SerialLogFile, home.SerialLogOld, home.QEMULogFile, home.DiskFile, home.SeedFile, home.NVRAMFile, home.TPMDir}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
