@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -84,7 +83,8 @@ func (db *DB) Detect(r io.ReaderAt, size int64) (Match, Disc, error) {
 // DetectDisc is Detect for a disc that was read already.
 func (db *DB) DetectDisc(d Disc) (Match, error) {
 	var found []Match
-	db.eachRecord(func(r *record) {
+	asked := []wanted{{"volume-id", d.VolumeID}, {"system-id", d.SystemID}, {"publisher-id", d.PublisherID}, {"application-id", d.ApplicationID}}
+	db.candidates("iso", asked, func(r *record) {
 		for _, m := range r.media {
 			if m.matches(d) {
 				found = append(found, Match{OS: db.os(r), Media: m})
@@ -96,17 +96,6 @@ func (db *DB) DetectDisc(d Disc) (Match, error) {
 			ErrUnknownMedia, d.VolumeID, d.SystemID, d.PublisherID, d.ApplicationID, d.VolumeSize)
 	}
 	return slices.MinFunc(found, moreSpecific), nil
-}
-
-// eachRecord calls visit with every system, in the order of their keys.
-func (db *DB) eachRecord(visit func(*record)) {
-	db.byName()
-	index := db.index()
-	for _, key := range slices.Sorted(maps.Keys(index)) {
-		if r, err := index[key].read(); err == nil {
-			visit(r)
-		}
-	}
 }
 
 // matches reports whether the disc fits: every expression that is given, and

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,6 +112,17 @@ func TestDetectTreeAsLibosinfo(t *testing.T) {
 			}
 		case err != nil || m.OS.ID != theirs[0]:
 			t.Errorf("%+v: %s, %v; libosinfo has %s", infos[i], m.OS.ID, err, theirs[0])
+		}
+	}
+}
+
+// eachRecord calls visit with every system, in the order of their keys.
+func (db *DB) eachRecord(visit func(*record)) {
+	db.byName()
+	index := db.index()
+	for _, key := range slices.Sorted(maps.Keys(index)) {
+		if r, err := index[key].read(); err == nil {
+			visit(r)
 		}
 	}
 }
@@ -312,6 +325,86 @@ func TestExpressions(t *testing.T) {
 	} {
 		if got := matchExpr(c.expr, c.s); got != c.fits {
 			t.Errorf("%.40q and %.40q: %t", c.expr, c.s, got)
+		}
+	}
+}
+
+// TestPrefilter: looking at the text first finds what parsing everything does,
+// for a disc of each kind that there is, and reads a name that nobody has
+// without parsing anything.
+func TestPrefilter(t *testing.T) {
+	db := hostDB()
+	n := 0
+	db.eachRecord(func(r *record) {
+		for _, m := range r.media {
+			if n++; n%20 != 0 {
+				continue // each takes its time
+			}
+			d := sampleDisc(t, m)
+			var want []string
+			db.eachRecord(func(r *record) {
+				if slices.ContainsFunc(r.media, func(m Media) bool { return m.matches(d) }) {
+					want = append(want, r.id)
+				}
+			})
+			var got []string
+			asked := []wanted{{"volume-id", d.VolumeID}, {"system-id", d.SystemID}, {"publisher-id", d.PublisherID}, {"application-id", d.ApplicationID}}
+			db.candidates("iso", asked, func(r *record) {
+				if slices.ContainsFunc(r.media, func(m Media) bool { return m.matches(d) }) {
+					got = append(got, r.id)
+				}
+			})
+			if !slices.Equal(got, want) {
+				t.Errorf("%+v: %v, all are %v", d, got, want)
+			}
+		}
+	})
+	ids, plain := db.shortIDs()
+	slices.Sort(ids)
+	if all := slices.Sorted(maps.Keys(db.byName())); !plain || !slices.Equal(slices.Compact(ids), all) {
+		t.Errorf("plain %v, %d short ids of %d", plain, len(ids), len(all))
+	}
+	for doc, want := range map[string]bool{
+		`<iso><volume-id>a.c</volume-id></iso>`:                                  true,
+		`<iso><volume-id>x</volume-id></iso>`:                                    false,
+		`<iso><volume-id>x</volume-id></iso><iso><system-id>L</system-id></iso>`: true,
+		`<iso><!-- <volume-id>x</volume-id> --></iso>`:                           true,
+		`<iso><volume-id>&#97;</volume-id></iso>`:                                true,
+		`<iso><volume-id><![CDATA[abc]]></volume-id></iso>`:                      true,
+		`<iso><volume-id xml:lang="de">x</volume-id></iso>`:                      true,
+		`<iso><volume-id>abc</volume-id><system-id>WINDOWS</system-id></iso>`:    false,
+		`<iso><volume-id>x</volume-id><volume-id>abc</volume-id></iso>`:          true,
+		`<iso><volume-id>x`:               true,
+		`<isolation/>`:                    true, // the end is missing
+		`<os><short-id>a</short-id></os>`: false,
+	} {
+		if got := mayFit(doc, "iso", []wanted{{"volume-id", "abc"}, {"system-id", "LINUX"}}); got != want {
+			t.Errorf("%s: %v", doc, got)
+		}
+	}
+}
+
+func BenchmarkDetectCold(b *testing.B) {
+	d := Disc{VolumeID: "Debian 11.6.0 amd64 n", SystemID: "LINUX", VolumeSize: 1 << 20}
+	for b.Loop() {
+		if m, err := Open(Dirs()...).DetectDisc(d); err != nil || m.OS.ShortID != "debian11" {
+			b.Fatal(m.OS.ShortID, err)
+		}
+	}
+}
+
+func BenchmarkUnknownCold(b *testing.B) {
+	for b.Loop() {
+		if _, err := Open(Dirs()...).Lookup("debian99"); !errors.Is(err, ErrUnknownOS) {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkTreeCold(b *testing.B) {
+	for b.Loop() {
+		if m, err := Open(Dirs()...).DetectTree(Treeinfo{Family: "Fedora", Variant: "Server", Version: "36", Arch: "x86_64"}); err != nil {
+			b.Fatal(m.OS.ShortID, err)
 		}
 	}
 }

@@ -42,6 +42,7 @@ type DB struct {
 	builtin func() bool
 	byName  func() map[string]*entry // every short id; reads everything
 	devices func() map[string]files
+	texts   func() map[string]string // of the systems' documents, by path; some MiB
 
 	mu       sync.Mutex // guards problems and known
 	problems []error
@@ -83,6 +84,7 @@ func Open(dirs ...string) *DB {
 		return host()
 	}
 	db.byName = sync.OnceValue(db.readAll)
+	db.texts = sync.OnceValue(db.readTexts)
 	db.devices = sync.OnceValue(func() map[string]files {
 		found, problems := readLayers(db.dirs, "device")
 		db.report(problems...)
@@ -133,6 +135,10 @@ func (db *DB) Lookup(name string) (OS, error) {
 	if r := db.lookupFast(name); r != nil {
 		return db.os(r), nil
 	}
+	all, plain := db.shortIDs()
+	if plain {
+		return OS{}, db.unknown(name, all)
+	}
 	if e := db.byName()[name]; e != nil {
 		r, err := e.read()
 		if err != nil {
@@ -140,7 +146,7 @@ func (db *DB) Lookup(name string) (OS, error) {
 		}
 		return db.os(r), nil
 	}
-	return OS{}, db.unknown(name)
+	return OS{}, db.unknown(name, slices.Collect(maps.Keys(db.byName())))
 }
 
 // lookupFast reads the document that is called after a short id, as most are:
@@ -162,11 +168,10 @@ func (db *DB) lookupFast(name string) *record {
 // their keys, and parses only those that hold it, as parsing takes most of the
 // time.
 func (db *DB) lookupText(name string) *record {
-	index := db.index()
+	index, texts := db.index(), db.texts()
 	for _, key := range slices.Sorted(maps.Keys(index)) {
 		for _, path := range index[key].files.all() {
-			doc, err := readDocument(path)
-			if err != nil || !strings.Contains(doc, ">"+name+"</short-id>") {
+			if !strings.Contains(texts[path], ">"+name+"</short-id>") {
 				continue // what cannot be read is reported where all is read
 			}
 			if r, err := index[key].read(); err == nil && slices.Contains(r.shortIDs, name) {
@@ -182,15 +187,7 @@ func (db *DB) lookupText(name string) *record {
 func (db *DB) readAll() map[string]*entry {
 	index := db.index()
 	keys := slices.Sorted(maps.Keys(index))
-	var readers sync.WaitGroup
-	for half := range 2 {
-		readers.Go(func() {
-			for i := half; i < len(keys); i += 2 {
-				_, _ = index[keys[i]].read() // reported by read
-			}
-		})
-	}
-	readers.Wait()
+	inHalves(len(keys), func(i int) { _, _ = index[keys[i]].read() }) // reported by read
 	names := make(map[string]*entry, 2*len(keys))
 	for _, key := range keys {
 		r, err := index[key].read()
@@ -206,10 +203,12 @@ func (db *DB) readAll() map[string]*entry {
 	return names
 }
 
-// unknown is the error for a name that no system has.
-func (db *DB) unknown(name string) error {
+// unknown is the error for a name that no system has; all are the short ids
+// that there are.
+func (db *DB) unknown(name string, all []string) error {
 	// Of equally near ones the newest comes first.
-	ids := append(slices.SortedFunc(maps.Keys(db.byName()), compareNatural), Generic)
+	slices.SortFunc(all, compareNatural)
+	ids := append(slices.Compact(all), Generic)
 	hint := ""
 	if near := nearestIDs(name, ids); len(near) > 0 {
 		hint = "; did you mean " + strings.Join(near, ", ") + "?"

@@ -64,7 +64,8 @@ func unescapeKey(s string) string {
 // wraps [ErrUnknownMedia].
 func (db *DB) DetectTree(t Treeinfo) (Match, error) {
 	var found []Match
-	db.eachRecord(func(r *record) {
+	asked := []wanted{{"family", t.Family}, {"variant", t.Variant}, {"version", t.Version}, {"arch", t.Arch}}
+	db.candidates("treeinfo", asked, func(r *record) {
 		for _, tree := range r.trees {
 			if tree.matches(t) {
 				found = append(found, Match{OS: db.os(r), Tree: tree})
