@@ -340,8 +340,9 @@ func testCancelled(t *testing.T, newDriver maker) {
 	}
 }
 
-// cycles is how often testNoLeaks starts and stops a machine.
-const cycles = 20
+// cycles is how often testNoLeaks starts and stops a machine in one folder;
+// [NoLeaks] is for many.
+const cycles = 5
 
 func testNoLeaks(t *testing.T, newDriver maker) {
 	d, dir, spec := newDriver(t), t.TempDir(), Spec(t)
