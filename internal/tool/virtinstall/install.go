@@ -156,6 +156,9 @@ func (in *installation) readInstall(text string) error {
 	if in.overwrite, err = given.yes("kernel_args_overwrite"); err != nil {
 		return err
 	}
+	if in.overwrite {
+		in.cmdline = in.cmdline[:min(1, len(in.cmdline))]
+	}
 	if in.noInstall, err = given.yes("no_install"); err != nil {
 		return err
 	}
@@ -176,7 +179,7 @@ func (in *installation) useOS() error {
 	}
 	for _, t := range o.Trees() {
 		if t.Arch == "x86_64" && t.URL != "" {
-			in.where = &location{url: t.URL, kernel: t.Kernel, initrd: t.Initrd}
+			in.where = &location{name: t.URL, url: t.URL, kernel: t.Kernel, initrd: t.Initrd}
 			return nil
 		}
 	}
@@ -367,6 +370,14 @@ func (in *installation) defaultBoot() {
 		dev = in.bootdev
 	}
 	o.Add(domxml.New("boot", "dev", dev))
+	if dev != "hd" && in.g.hasHardDisk() {
+		o.Add(domxml.New("boot", "dev", "hd"))
+	}
+}
+
+// hasHardDisk reports whether one of the drives is a disk.
+func (g *guest) hasHardDisk() bool {
+	return slices.ContainsFunc(g.devices("disk"), func(d *domxml.Element) bool { k := d.Attr("device"); return k == "" || k == "disk" })
 }
 
 // bootOrdered reports whether a device says its place in the boot order.
@@ -449,11 +460,8 @@ func (in *installation) firstBoot(o *domxml.Element) {
 		return
 	}
 	o.Add(domxml.New("boot", "dev", in.bootdev))
-	for _, d := range in.g.devices("disk") {
-		if kind := d.Attr("device"); in.bootdev != "hd" && (kind == "" || kind == "disk") {
-			o.Add(domxml.New("boot", "dev", "hd"))
-			break
-		}
+	if in.bootdev != "hd" && in.g.hasHardDisk() {
+		o.Add(domxml.New("boot", "dev", "hd"))
 	}
 }
 

@@ -85,13 +85,27 @@ func (in *installation) arguments() string {
 	if in.unattended != nil && in.unattended.args != "" {
 		args = append(args, in.unattended.args)
 	}
-	if in.where != nil && isURL(in.where.url) {
+	source := ""
+	switch {
+	case in.where == nil || in.where.iso:
+	case isURL(in.where.url):
+		source = in.where.url
+	case in.unattended != nil:
+		// The answers do not say where the packages are.
+		for _, t := range in.g.os.Trees() {
+			if t.Arch == "x86_64" && t.URL != "" {
+				source = t.URL
+				break
+			}
+		}
+	}
+	if source != "" {
 		key := in.g.os.KernelURLArg()
 		if in.where.known && key == "" {
 			key = in.where.match.OS.KernelURLArg()
 		}
 		if key != "" && !strings.Contains(strings.Join(args, " "), key+"=") {
-			args = append(args, key+"="+in.where.url)
+			args = append(args, key+"="+source)
 		}
 	}
 	return strings.Join(args, " ")

@@ -19,7 +19,8 @@ import (
 // location is --location: an ISO, a folder or a URL with an installer's kernel
 // and initrd in it.
 type location struct {
-	url            string // as it was given, a path made absolute
+	name           string // as it was given
+	url            string // the same, a path made absolute
 	kernel, initrd string // given, or found by findKernel
 	given          bool   // kernel= was given
 
@@ -56,6 +57,7 @@ func (in *installation) readLocation(text string) error {
 	l.url, _ = given.get("location")
 	l.kernel, l.given = given.get("kernel")
 	l.initrd, _ = given.get("initrd")
+	l.name = l.url
 	if l.url == "" {
 		return errors.New("--location: it is the path of an ISO image or a folder, or a URL")
 	}
@@ -89,7 +91,11 @@ func (l *location) noDistro(why string) error {
 	if why != "" {
 		why = ": " + why
 	}
-	return fmt.Errorf("Error validating install location: Could not find an installable distribution at URL '%s'%s\n\nThe location must be the root directory of an install tree.\nSee virt-install man page for various distro examples.", l.url, why) //nolint:staticcheck // the original's words
+	name := l.name
+	if _, folder := l.files.(dirTree); folder {
+		name = l.url
+	}
+	return fmt.Errorf("Error validating install location: Could not find an installable distribution at URL '%s'%s\n\nThe location must be the root directory of an install tree.\nSee virt-install man page for various distro examples.", name, why) //nolint:staticcheck // the original's words
 }
 
 // open finds out what the location is and what it holds.
@@ -229,7 +235,7 @@ func codenameID(url string) string {
 
 func (l *location) unreachable(err error) error {
 	if _, ok := l.files.(webTree); ok {
-		return fmt.Errorf("%w\n(%w)", l.noDistro("The URL could not be accessed, maybe you mistyped?"), err)
+		return l.noDistro("The URL could not be accessed, maybe you mistyped?")
 	}
 	return err
 }

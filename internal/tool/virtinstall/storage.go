@@ -93,7 +93,8 @@ func (g *guest) planDisk(el *domxml.Element, given *suboptions) error {
 
 // wrap says which --disk an error is about.
 func (d *disk) wrap(err error) error {
-	if err == nil || d.option == "" {
+	var check *checkError
+	if err == nil || d.option == "" || errors.As(err, &check) {
 		return err
 	}
 	return fmt.Errorf("Error: --disk %s: %w", d.option, err) //nolint:staticcheck // the original's words
@@ -128,11 +129,11 @@ func (g *guest) resolveDisks(ctx context.Context) error {
 // size that its OS should have.
 func (g *guest) defaultDisk() error {
 	if len(g.args.all("disk")) > 0 || g.args.has("nodisks") || len(g.disks) > 0 && slices.ContainsFunc(g.disks, func(d *disk) bool { return !d.installer }) ||
-		g.dom.Get("devices/filesystem/@type") != "" || g.dom.Get("os/type") == "exe" || g.args.has("pxe") && !g.known() {
+		g.dom.Get("devices/filesystem/@type") != "" || g.dom.Get("os/type") == "exe" {
 		return nil
 	}
 	if !g.known() {
-		return errors.New("\n--disk storage must be specified (override with --disk none)")
+		return nil // validate says that there is none
 	}
 	size := g.os.Recommended("x86_64").Storage
 	gib := strconv.FormatInt(size>>30, 10)

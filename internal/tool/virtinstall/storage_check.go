@@ -48,6 +48,11 @@ func (g *guest) checked(name string) (bool, error) {
 	return on, nil
 }
 
+// checkError is what a check found; its words stand alone.
+type checkError struct{ text string }
+
+func (e *checkError) Error() string { return e.text }
+
 // object refuses what a check found, or only warns where it is off.
 func (g *guest) object(check, text string) error {
 	on, err := g.checked(check)
@@ -58,7 +63,7 @@ func (g *guest) object(check, text string) error {
 		g.warn("%s", text)
 		return nil
 	}
-	return fmt.Errorf("%s (Use --check %s=off or --check all=off to override)", text, check)
+	return &checkError{fmt.Sprintf("%s (Use --check %s=off or --check all=off to override)", text, check)}
 }
 
 // checkSpace compares a new disk with the space where it is to be.
@@ -107,7 +112,11 @@ func (g *guest) freeSpace(ctx context.Context, d *disk) (int64, error) {
 		if err != nil {
 			return 0, fmt.Errorf("free space of %s: %w", dir, err)
 		}
-		return int64(st.Bavail) * st.Bsize, nil
+		free := st.Bavail
+		if os.Geteuid() == 0 {
+			free = st.Bfree // the reserve is root's, and libvirt counts it too
+		}
+		return int64(free) * st.Frsize, nil
 	}
 }
 

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 
 	"github.com/lamina-vm/lamina/image"
 )
@@ -84,10 +87,55 @@ func imageFormat(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	format := infos[0].Info.Format
+	if format == "raw" {
+		return foreignFormat(path)
+	}
 	if !slices.Contains(libvirtFormats, format) {
 		return "raw", nil
 	}
 	return format, nil
+}
+
+// foreignFormats are those that QEMU reads and we do not, by what they begin
+// with at an offset.
+var foreignFormats = []struct {
+	format string
+	offset int
+	magic  string
+}{
+	{"vmdk", 0, "KDMV"}, {"vmdk", 0, "COWD"}, {"vmdk", 0, "# Disk DescriptorFile"}, {"vdi", 64, "\x7f\x10\xda\xbe"},
+	{"vpc", 0, "conectix"}, {"qed", 0, "QED\x00"}, {"qcow", 0, "QFI\xfb\x00\x00\x00\x01"}, {"cow", 0, "OOOM"},
+}
+
+// foreignFormat is imageFormat for an image that is none of ours.
+func foreignFormat(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	head := make([]byte, 512)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", err
+	}
+	for _, k := range foreignFormats {
+		if k.offset < n && strings.HasPrefix(string(head[k.offset:n]), k.magic) {
+			return k.format, nil
+		}
+	}
+	return "raw", nil
+}
+
+// noFolder is the error for a folder of a new disk that cannot be used.
+func noFolder(dir string, err error) error {
+	var errno syscall.Errno
+	text := err.Error()
+	if errors.As(err, &errno) {
+		text = errno.Error()
+		text = strings.ToUpper(text[:1]) + text[1:] // as the C library writes it
+	}
+	return fmt.Errorf("Could not start storage pool: cannot open directory '%s': %s", dir, text) //nolint:staticcheck // the original's words
 }
 
 // resolveNew is a disk that is to be made at d.file.
@@ -96,7 +144,7 @@ func (g *guest) resolveNew(ctx context.Context, d *disk) error {
 	if d.size == 0 && d.backing == "" {
 		if d.path != "" && d.option != "" && d.el.Get("source/@file") == "" {
 			if _, err := os.Stat(filepath.Dir(d.file)); err != nil && !g.remote() {
-				return fmt.Errorf("Could not start storage pool: cannot open directory '%s': %w", filepath.Dir(d.file), errors.Unwrap(err)) //nolint:staticcheck // the original's words
+				return noFolder(filepath.Dir(d.file), err)
 			}
 			return fmt.Errorf("Size must be specified for non existent volume '%s'", name) //nolint:staticcheck // the original's words
 		}
@@ -104,9 +152,9 @@ func (g *guest) resolveNew(ctx context.Context, d *disk) error {
 	}
 	if st, err := os.Stat(filepath.Dir(d.file)); !g.remote() && d.inPool == "" && (err != nil || !st.IsDir()) {
 		if err == nil {
-			err = &fs.PathError{Op: "open", Path: filepath.Dir(d.file), Err: errors.New("Not a directory")} //nolint:staticcheck // errno's words
+			err = syscall.ENOTDIR
 		}
-		return fmt.Errorf("Could not start storage pool: cannot open directory '%s': %w", filepath.Dir(d.file), errors.Unwrap(err)) //nolint:staticcheck // the original's words
+		return noFolder(filepath.Dir(d.file), err)
 	}
 	if g.taken(d) {
 		return fmt.Errorf("'%s' is made by another --disk of this command already", d.file)

@@ -16,7 +16,7 @@ func (g *guest) validate(_ context.Context, in *installation) error {
 		if g.dom.Find("memory") == nil && g.dom.Find("cpu/numa/cell") == nil {
 			text += "\n--memory amount in MiB is required"
 		}
-		if !g.container() && !g.args.has("disk") && !g.args.has("filesystem") {
+		if !g.container() && !g.args.has("disk") && !g.args.has("filesystem") && len(g.devices("disk")) == 0 {
 			text += "\n--disk storage must be specified (override with --disk none)"
 		}
 	}
