@@ -29,7 +29,6 @@ func convertOld(g *guest) error {
 		a.values["cdrom"] = []string{c}
 	}
 	if a.has("force") {
-		g.warn("--force is deprecated, use --check all=off or similar")
 		a.values["check"] = append(a.values["check"], "all=off")
 	}
 	if a.has("prompt") {

@@ -75,6 +75,7 @@ func (g *guest) request(caps domainCaps) osinfo.Request {
 	}
 	r.Host.NoQXL = !caps.has("devices/video", "modelType", "qxl")
 	r.Host.NoVirtioGPU = !caps.has("devices/video", "modelType", "virtio")
+	r.Host.NoTPM = !caps.has("devices/tpm", "backendModel", "emulator")
 	r.Host.NoBochs = !caps.has("devices/video", "modelType", "bochs")
 	return r
 }
@@ -291,7 +292,7 @@ func (g *guest) defaultFeatures(want osinfo.Machine) error {
 	if want.VMPortDisabled {
 		unless([]string{"vmport.state", "vmport"}, "vmport/@state", "off")
 	}
-	if g.dom.Get("os/loader/@secure") == "yes" && g.x86() {
+	if g.dom.Get("os/loader/@secure") == "yes" && g.x86() && g.uefi() {
 		unless([]string{"smm.state", "smm"}, "smm/@state", "on")
 	}
 	if f := g.dom.Child("features"); f.Empty() && f != nil {

@@ -17,7 +17,7 @@ func (g *guest) defaultDevices(ctx context.Context, caps domainCaps) error {
 	}
 	want := osinfo.Defaults(g.os, g.request(caps))
 	for _, add := range []func(osinfo.Machine){
-		g.addUSB, g.addPCI, g.addConsole, g.addAgentChannel, g.addSpiceChannel, g.addInputs, g.addTPM, g.addSound, g.addVideo,
+		g.addUSB, g.addConsole, g.addAgentChannel, g.addSpiceChannel, g.addInputs, g.addTPM, g.addSound, g.addVideo,
 		g.addRedirection, g.addBalloon, g.addRNG,
 	} {
 		if g.hvm() {
@@ -33,6 +33,9 @@ func (g *guest) defaultDevices(ctx context.Context, caps domainCaps) error {
 		}
 	}
 	g.addSCSIController()
+	if g.hvm() {
+		g.addPCI(want)
+	}
 	return nil
 }
 

@@ -370,6 +370,9 @@ func (s sub) apply(g *guest, el *domxml.Element, w suboption, index []int) error
 	case s.kind == bare && v.text == "no", v.text == "":
 		return el.Remove(path)
 	case s.kind == bare:
+		if _, there := el.Look(path); there {
+			return nil
+		}
 		return el.Set(path, "")
 	case s.kind == onOff:
 		return el.Set(path, map[string]string{"yes": "on", "no": "off"}[v.text])

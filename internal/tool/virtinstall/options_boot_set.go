@@ -14,10 +14,8 @@ func bootBefore(_ *guest, el *domxml.Element, given *suboptions) error {
 	for _, o := range given.list {
 		switch o.key {
 		case "hd", "cdrom", "fd", "network":
-			if !o.given {
-				devices = append(devices, o.key)
-				continue
-			}
+			devices = append(devices, o.key)
+			continue
 		case "uefi":
 			o.given = true
 		}

@@ -77,27 +77,26 @@ func osOption() option {
 	}}
 }
 
-// errNoOS is what is said where no OS is known: the guest would get devices
-// that every OS has had since the nineties.
+// errNoOS is what is said where no OS is known, in the original's words.
 var errNoOS = errors.New(`
 --os-variant/--osinfo OS name is required, but no value was
 set or detected.
 
-The guest OS decides the devices of the machine; without it the machine
-is slow and old-fashioned.
+This is now a fatal error. Specifying an OS name is required
+for modern, performant, and secure virtual machine defaults.
 
-The names are listed by:
+You can see a full list of possible OS name values with:
 
    virt-install --osinfo list
 
-A Linux that is not in the list is served well by one of
-linux2022, linux2020, linux2018, linux2016
+If your Linux distro is not listed, try one of generic values
+such as: linux2022, linux2020, linux2018, linux2016
 
-To go on without a name, use:
+If you just need to get the old behavior back, you can use:
 
   --osinfo detect=on,require=off
 
-or export VIRTINSTALL_OSINFO_DISABLE_REQUIRE=1
+Or export VIRTINSTALL_OSINFO_DISABLE_REQUIRE=1
 `)
 
 // chooseOS decides what the guest is: what --osinfo says, or what the
@@ -110,10 +109,10 @@ func (g *guest) chooseOS(ctx context.Context, in *installation) error {
 	if err != nil {
 		return err
 	}
-	if c.name != "" {
+	if c.name != "" && !c.detect {
 		return g.setOS(c.name)
 	}
-	if g.os.ID != "" || g.os.ShortID != "" { // --metadata os_name=
+	if c.name == "" && (g.os.ID != "" || g.os.ShortID != "") { // --metadata os_name=
 		return nil
 	}
 	if c.detect {
@@ -125,6 +124,9 @@ func (g *guest) chooseOS(ctx context.Context, in *installation) error {
 			g.say("Using detected --osinfo %s", name) // the original has no more than this in its log
 			return g.setOS(name)
 		}
+	}
+	if c.name != "" { // what to take where the media say nothing
+		return g.setOS(c.name)
 	}
 	if c.require && g.hvm() {
 		return errNoOS
@@ -159,7 +161,10 @@ const osinfoNamespace = "http://libosinfo.org/xmlns/libvirt/domain/1.0"
 // virt-manager looks for it.
 func (g *guest) labelOS() {
 	if old := g.dom.Find("metadata/libosinfo:libosinfo"); old != nil {
-		g.dom.Child("metadata").Drop(old)
+		m := g.dom.Child("metadata")
+		if m.Drop(old); m.Empty() {
+			g.dom.Drop(m)
+		}
 	}
 	if g.os.ID == "" {
 		return

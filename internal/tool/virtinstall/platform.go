@@ -46,8 +46,14 @@ func (g *guest) domainCaps(ctx context.Context) (domainCaps, error) {
 		return *g.dcaps, nil
 	}
 	doc, err := g.host.domainCapabilities(ctx, g.dom.Get("devices/emulator"), g.arch(), g.machine(), g.virtType())
-	if err != nil {
-		return domainCaps{}, err
+	switch {
+	case ctx.Err() != nil:
+		return domainCaps{}, ctx.Err()
+	case err != nil:
+		// Libvirt does not know the emulator, or too little of it: what depends
+		// on it is decided without. Whether the machine starts is seen then.
+		g.debug("domain capabilities: %v", err)
+		doc = domxml.New("domainCapabilities")
 	}
 	g.dcaps = &domainCaps{doc}
 	return *g.dcaps, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,7 +15,8 @@ import (
 // an option, which are about its element. It is made when the document is
 // complete, so that it has the last word.
 type edit struct {
-	mark string // of the element that it is about, "" is the domain
+	mark  string // of the element that it is about, "" is the domain
+	index int    // of the sub-options: xpath2.set comes after xpath1.set
 	// One of these is done, in this order: delete what the path finds; make
 	// what it names; set it.
 	remove, create, set string
@@ -36,7 +38,7 @@ func setXPath(g *guest, el *domxml.Element, v value) error {
 		}
 	}
 	_, what, _ := strings.Cut(v.key, ".")
-	e := g.editOf(mark+"/"+strconv.Itoa(v.index[0]), mark)
+	e := g.editOf(mark, v.index[0])
 	switch what {
 	case "delete":
 		e.remove = v.text
@@ -50,8 +52,9 @@ func setXPath(g *guest, el *domxml.Element, v value) error {
 	return nil
 }
 
-// editOf returns the edit of a key, made if it is new.
-func (g *guest) editOf(key, mark string) *edit {
+// editOf returns the edit of an element and an index, made if it is new.
+func (g *guest) editOf(mark string, index int) *edit {
+	key := mark + "/" + strconv.Itoa(index)
 	if g.editKeys == nil {
 		g.editKeys = map[string]int{}
 	}
@@ -59,7 +62,7 @@ func (g *guest) editOf(key, mark string) *edit {
 	if !ok {
 		i = len(g.edits)
 		g.editKeys[key] = i
-		g.edits = append(g.edits, edit{mark: mark})
+		g.edits = append(g.edits, edit{mark: mark, index: index})
 	}
 	return &g.edits[i]
 }
@@ -130,9 +133,11 @@ func (g *guest) documents(ctx context.Context, in *installation) (first, final *
 func (g *guest) edit(doc *domxml.Element) error {
 	marked := map[string]*domxml.Element{"": doc}
 	unmark(doc, marked)
+	edits := slices.Clone(g.edits)
+	slices.SortStableFunc(edits, func(a, b edit) int { return a.index - b.index })
 	// The elements' own come first, --xml last.
 	for _, own := range []bool{true, false} {
-		for _, e := range g.edits {
+		for _, e := range edits {
 			at := marked[e.mark]
 			if at == nil || own != (e.mark != "") {
 				continue // the device is not in this phase's document
