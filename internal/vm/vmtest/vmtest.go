@@ -22,8 +22,9 @@ import (
 const limit = 3 * time.Minute
 
 // Run runs the suite. newDriver returns a new value of the driver, as another
-// process would have it.
-func Run(t *testing.T, newDriver func(t *testing.T) vm.Driver) {
+// process would have it. without names the tests of what a driver does not have;
+// its own test says why.
+func Run(t *testing.T, newDriver func(t *testing.T) vm.Driver, without ...string) {
 	for name, test := range map[string]func(*testing.T, func(*testing.T) vm.Driver){
 		"Start":     testStart,
 		"Adopt":     testAdopt,
@@ -37,8 +38,12 @@ func Run(t *testing.T, newDriver func(t *testing.T) vm.Driver) {
 		"LongPath":  testLongPath,
 		"Cancelled": testCancelled,
 		"NoLeaks":   testNoLeaks,
+		"Display":   testDisplay,
+		"Devices":   testDevices,
 	} {
-		t.Run(name, func(t *testing.T) { test(t, newDriver) })
+		if !slices.Contains(without, name) {
+			t.Run(name, func(t *testing.T) { test(t, newDriver) })
+		}
 	}
 }
 
