@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -192,5 +193,47 @@ func TestInstallUnseen(t *testing.T) {
 		t.Errorf("%+v, %v", m, err)
 	}
 	leaveNothing(t, c, h)
+	p.end(t, syscall.SIGTERM)
+}
+
+// TestCycles makes, starts, kills and removes machines: nothing of them is left,
+// no descriptor of the daemon's, no process, no file.
+func TestCycles(t *testing.T) {
+	h, dir := newHome(t), t.TempDir()
+	p := start(t, h)
+	c := client.New(h)
+	disk := vm.Disk{Path: medium(t, dir, "disk", "\r\nguest login: "), Format: "raw"}
+	descriptors := func() int {
+		list, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.Process.Pid), "fd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	cycle := func() {
+		m, err := c.Define(t.Context(), api.DefineRequest{Spec: spec("web", disk), Start: true, NoWait: true}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Stop(t.Context(), "web", api.StopRequest{Force: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(m.Run.PID, 0); err == nil {
+			t.Errorf("process %d is left", m.Run.PID)
+		}
+		if err := c.Remove(t.Context(), "web", false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cycle() // what is opened once is open now
+	before := descriptors()
+	for range 12 {
+		cycle()
+	}
+	until(t, "the daemon has as many descriptors as before", func() bool { return descriptors() <= before })
+	leaveNothing(t, c, h)
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 1 {
+		t.Errorf("beside the disk: %v, %v", list, err)
+	}
 	p.end(t, syscall.SIGTERM)
 }
