@@ -237,3 +237,49 @@ func TestCycles(t *testing.T) {
 	}
 	p.end(t, syscall.SIGTERM)
 }
+
+// TestWaitAcrossDaemons waits for an install whose daemon is killed: the client
+// starts the next one and goes on waiting.
+func TestWaitAcrossDaemons(t *testing.T) {
+	h, dir, bin := newHome(t), t.TempDir(), t.TempDir()
+	wrapper := "#!/bin/sh\n" + envMain + "=1 exec '" + os.Args[0] + "' \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(bin, "laminad"), []byte(wrapper), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	p := start(t, h)
+	c := client.New(h)
+	installer := vm.Disk{Path: medium(t, dir, "cd", "Welcome to the installer\r\n"), Format: "raw", BootIndex: 1}
+	disk := vm.Disk{Path: medium(t, dir, "disk", "\r\nguest login: "), Format: "raw"}
+	m, err := c.Define(t.Context(), api.DefineRequest{Spec: spec("web", disk), Start: true, NoWait: true,
+		Install: &api.Install{Spec: spec("web", installer, disk), NoRestart: true}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, m.Dir, "Welcome to the installer")
+	type result struct {
+		m   api.Machine
+		err error
+	}
+	waited := make(chan result, 1)
+	go func() {
+		m, err := c.Wait(context.WithoutCancel(t.Context()), "web", api.WaitInstalled)
+		waited <- result{m, err}
+	}()
+	p.end(t, syscall.SIGKILL)
+	until(t, "the next daemon", func() bool {
+		v, err := c.Version(t.Context())
+		return err == nil && v.PID != p.Process.Pid
+	})
+	pressKey(t, m.Dir)
+	r := <-waited
+	if r.err != nil || r.m.State != api.Stopped || r.m.Definition.Phase != api.Installed {
+		t.Errorf("%+v, %v", r.m, r.err)
+	}
+	_ = os.Remove(h.StartLock()) // of the client, which started a daemon
+	leaveNothing(t, c, h)
+	if err := c.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	until(t, "the daemon ends", func() bool { _, err := c.Version(t.Context()); return err != nil })
+}

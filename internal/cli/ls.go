@@ -75,7 +75,7 @@ func (o *lsOptions) run(ctx context.Context, a *app, patterns []string) error {
 		if m.SSHPort != 0 {
 			ssh = fmt.Sprintf("127.0.0.1:%d", m.SSHPort)
 		}
-		t.add(m.Name, stateText(m), shortDigest(m.Template), strconv.Itoa(m.Spec.CPUs), progress.Bytes(m.Spec.Memory),
+		t.add(progress.Clean(m.Name), stateText(m), shortDigest(m.Template), strconv.Itoa(m.Spec.CPUs), progress.Bytes(m.Spec.Memory),
 			bytesOrNone(m.Memory), progress.Bytes(m.DiskSize), ssh, strings.Join(extraForwards(m), ", "))
 	}
 	return t.print(a.stdout)

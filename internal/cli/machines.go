@@ -24,9 +24,12 @@ const patternHelp = `Names may be patterns: 'w-{01..10}' and '{web,db}' count as
 func matchNames(kind string, patterns, known []string) ([]string, error) {
 	var out []string
 	for _, p := range patterns {
-		words, err := names.Expand(p)
-		if err != nil {
-			return nil, usageError{err}
+		words := []string{p}
+		if !slices.Contains(known, p) { // a libvirt's name may look like a pattern
+			var err error
+			if words, err = names.Expand(p); err != nil {
+				return nil, usageError{err}
+			}
 		}
 		for _, w := range words {
 			found, err := matchOne(kind, w, known)

@@ -164,6 +164,14 @@ func look(t *testing.T, v *Machines) {
 	}
 	defer func() { _ = log.Close() }()
 	readUntil(t, log, "No bootable device")
+	png, err := v.Screen(ctx, "one", "png")
+	if err != nil || !strings.HasPrefix(string(png), "\x89PNG") {
+		t.Errorf("screen: %.20q, %v", png, err)
+	}
+	text, err := v.Screen(ctx, "one", "text")
+	if err != nil || !strings.Contains(string(text), "No bootable device") {
+		t.Errorf("screen: %q, %v", text, err)
+	}
 	con, err := v.Console(ctx, "one")
 	if err != nil {
 		t.Fatal(err)
