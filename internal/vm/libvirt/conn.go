@@ -59,9 +59,12 @@ func connect(ctx context.Context, p place) (*Conn, error) {
 	if err != nil {
 		// The reader's word says more than that the call was interrupted.
 		if werr := c.wire.why(); werr != nil && errors.Is(err, ErrClosed) {
-			err = werr
+			err = fmt.Errorf("%w: %w", ErrClosed, werr)
 		}
 		_ = c.shut() // the first error says why
+		if ssh, ok := nc.(*pipe); ok && ssh.words.String() != "" && errors.Is(err, ErrClosed) {
+			err = fmt.Errorf("ssh: %s", ssh.words) // which it has said by its end
+		}
 		return nil, unreachable(p, err)
 	}
 	return c, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 )
@@ -51,11 +52,15 @@ const (
 	StopSaved        StopReason = 4
 	StopFailed       StopReason = 5 // the start did not succeed
 	StopFromSnapshot StopReason = 6
+	StopUnknown      StopReason = -1 // it had gone before anyone looked
 )
 
 // String is the reason in a few words.
 func (r StopReason) String() string {
 	names := [...]string{"shut down", "destroyed", "crashed", "migrated", "saved", "failed", "reverted to a snapshot"}
+	if r == StopUnknown {
+		return "stopped"
+	}
 	if r < 0 || int(r) >= len(names) {
 		return fmt.Sprintf("stopped for reason %d", int(r))
 	}
@@ -74,65 +79,84 @@ type Event struct {
 	Alias string
 }
 
-// Events calls each from a goroutine of its own with what happens to any domain, in
-// order for each of the three streams (lifecycle and reboots, removals), until ctx is
+// Events calls each from a goroutine of its own with what happens to any domain,
+// in order for each of its sources (lifecycle, reboots, removals), until ctx is
 // done or the connection ends; done is closed then. It returns when libvirt
 // has the subscription, so that what happens after is not missed.
+//
+// It has a connection of its own, as libvirt takes each kind of subscription
+// once from a connection.
 func (c *Conn) Events(ctx context.Context, each func(Event)) (done <-chan struct{}, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	merged := make(chan Event)
-	var streams []<-chan any
-	for _, id := range []golibvirt.DomainEventID{
-		golibvirt.DomainEventIDLifecycle, golibvirt.DomainEventIDReboot,
-		golibvirt.DomainEventIDDeviceRemoved, golibvirt.DomainEventIDDeviceRemovalFailed,
-	} {
-		s, err := c.subscribe(ctx, id)
-		if err != nil {
-			cancel()
-			for _, s := range streams {
-				drain(s)
-			}
-			return nil, err
-		}
-		streams = append(streams, s)
-	}
 	if err := c.begin(); err != nil {
-		cancel()
+		return nil, fmt.Errorf("subscribe to events: %w", err)
+	}
+	own, err := connect(ctx, c.place)
+	if err != nil {
+		c.running.Done()
 		return nil, err
 	}
-	ends := make(chan struct{}, len(streams))
-	for _, s := range streams {
-		go func() {
-			for e := range s {
-				if event, ok := decode(e); ok {
-					merged <- event
-				}
-			}
-			ends <- struct{}{}
-		}()
+	ctx, cancel := context.WithCancel(ctx)
+	streams, err := own.subscribe(ctx)
+	if err != nil {
+		cancel()
+		c.running.Done()
+		return nil, errors.Join(err, own.Close())
 	}
 	finished := make(chan struct{})
 	go func() {
 		defer c.running.Done()
 		defer close(finished)
-		defer cancel()
-		for left := len(streams); left > 0; {
-			select {
-			case e := <-merged:
-				each(e)
-			case <-ends:
-				left--
-			}
+		own.relay(ctx, streams, c.Done(), each)
+		cancel()
+		_ = own.Close() // nothing is asked of it any more
+		for _, s := range streams {
+			drain(s)
 		}
 	}()
 	return finished, nil
 }
 
-// subscribe asks for one kind of events.
-func (c *Conn) subscribe(ctx context.Context, id golibvirt.DomainEventID) (<-chan any, error) {
-	return call(ctx, c, "subscribe to events", func(l *golibvirt.Libvirt) (<-chan any, error) {
-		return l.SubscribeEvents(ctx, id, nil)
-	})
+// subscribe asks for the kinds of events that there are.
+func (c *Conn) subscribe(ctx context.Context) ([]<-chan any, error) {
+	var streams []<-chan any
+	for _, id := range []golibvirt.DomainEventID{
+		golibvirt.DomainEventIDLifecycle, golibvirt.DomainEventIDReboot,
+		golibvirt.DomainEventIDDeviceRemoved, golibvirt.DomainEventIDDeviceRemovalFailed,
+	} {
+		s, err := call(ctx, c, "subscribe to events", func(l *golibvirt.Libvirt) (<-chan any, error) {
+			return l.SubscribeEvents(ctx, id, nil)
+		})
+		if err != nil {
+			return nil, err // the caller's cancel and Close end the others
+		}
+		streams = append(streams, s)
+	}
+	return streams, nil
+}
+
+// relay hands on events until ctx, the connection or the one that it serves
+// ends.
+func (c *Conn) relay(ctx context.Context, streams []<-chan any, served <-chan struct{}, each func(Event)) {
+	life, reboots, removed, stays := streams[0], streams[1], streams[2], streams[3]
+	for {
+		var e any
+		select {
+		case e = <-life:
+		case e = <-reboots:
+		case e = <-removed:
+		case e = <-stays:
+		case <-ctx.Done():
+			return
+		case <-served:
+			return
+		}
+		if e == nil { // closed: the connection has ended
+			return
+		}
+		if event, ok := decode(e); ok {
+			each(event)
+		}
+	}
 }
 
 // drain takes what a cancelled subscription still hands out, so that it ends.
@@ -229,29 +253,31 @@ func (w *Watch) Close() {
 // WaitStopped blocks until the domain does not run and returns why.
 func (w *Watch) WaitStopped(ctx context.Context) (StopReason, error) {
 	state, reason, err := w.domain.State(ctx)
+	var late <-chan time.Time
 	switch {
 	case errors.Is(err, ErrNotFound):
-		state = ShutOff // a transient one that has gone; an event may say why
+		// A transient one that has gone: the event that says why may be on its way.
+		late = time.After(eventGrace)
 	case err != nil:
 		return 0, err
+	case !state.Active():
+		select { // the event says it as it was
+		case e := <-w.events:
+			if e.Kind == EventStopped {
+				return e.Reason, nil
+			}
+		default:
+		}
+		return stopReason(reason), nil
 	}
 	for {
-		if !state.Active() {
-			select { // the event says it as it was
-			case e := <-w.events:
-				if e.Kind == EventStopped {
-					return e.Reason, nil
-				}
-				continue
-			default:
-				return stopReason(reason), nil
-			}
-		}
 		select {
 		case e := <-w.events:
 			if e.Kind == EventStopped {
 				return e.Reason, nil
 			}
+		case <-late:
+			return StopUnknown, nil
 		case <-w.done:
 			return 0, fmt.Errorf("wait for domain %q: %w", w.domain.Name(), ErrClosed)
 		case <-ctx.Done():
@@ -266,5 +292,5 @@ func stopReason(shutoff int) StopReason {
 	if shutoff >= 1 && shutoff <= 7 {
 		return StopReason(shutoff - 1)
 	}
-	return StopShutdown
+	return StopUnknown
 }

@@ -177,8 +177,9 @@ func (m *machine) follow(l link) bool {
 	}
 }
 
-// eventGrace is how long the story of an end that has come may take to arrive.
-const eventGrace = 500 * time.Millisecond
+// eventGrace is how long the story of an end that has come may take to arrive,
+// on a busy machine.
+const eventGrace = 2 * time.Second
 
 // drain takes the events that tell why the domain has stopped.
 func (m *machine) drain(l link) {
@@ -332,7 +333,7 @@ func (s story) exit() vm.Exit {
 	stopped := func(cause vm.Cause, why string) vm.Exit {
 		return vm.Exit{State: vm.StateStopped, Cause: cause, Reason: why}
 	}
-	reason := StopReason(-1)
+	reason := StopUnknown
 	if s.stopped != nil {
 		reason = *s.stopped
 	}

@@ -35,6 +35,7 @@ func dialSSH(ctx context.Context, p place) (net.Conn, error) {
 	cmd := exec.Command(program, p.sshArgs()...)
 	words := &tail{}
 	cmd.Stderr = words
+	cmd.WaitDelay = sshGrace // a master connection that ssh leaves behind may hold it open
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -103,11 +104,7 @@ func (p place) remoteScript() string {
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 func (p *pipe) Read(b []byte) (int, error) {
-	n, err := p.out.Read(b)
-	if errors.Is(err, io.EOF) && p.words.String() != "" {
-		err = fmt.Errorf("ssh: %s: %w", p.words, err)
-	}
-	return n, err
+	return p.out.Read(b)
 }
 
 // sshGrace is how long ssh may take to end when its input does.
