@@ -358,6 +358,10 @@ func (g *guest) defaultCPU(caps domainCaps) error {
 			return g.dom.Set("cpu/@mode", mode)
 		}
 	}
+	if model := g.caps.hostModel; model != "" && g.x86() {
+		c := g.dom.Add(domxml.New("cpu", "mode", "custom", "match", "exact"))
+		c.AddText("model", model)
+	}
 	return nil
 }
 

@@ -51,7 +51,7 @@ func (h *libvirtHost) domain(ctx context.Context, name string) (*domxml.Element,
 	if err != nil {
 		return nil, found(err)
 	}
-	return parsed(d.XML(ctx, libvirt.XMLOptions{}))
+	return parsed(d.XML(ctx, libvirt.XMLOptions{Inactive: true, Secure: true}))
 }
 
 func (h *libvirtHost) network(ctx context.Context, name string) (*domxml.Element, error) {

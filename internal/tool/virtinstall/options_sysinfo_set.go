@@ -86,11 +86,6 @@ func parseQEMUCommandline(text string) (*suboptions, error) {
 			return s, nil
 		}
 	}
-	if strings.HasPrefix(text, "xpath") {
-		words, err := split(text)
-		s.list = words
-		return s, err
-	}
 	s.set("args", text)
 	return s, nil
 }

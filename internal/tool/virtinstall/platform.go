@@ -54,6 +54,10 @@ func (g *guest) domainCaps(ctx context.Context) (domainCaps, error) {
 		// on it is decided without. Whether the machine starts is seen then.
 		g.debug("domain capabilities: %v", err)
 		doc = domxml.New("domainCapabilities")
+		doc.Need("devices").Need("tpm").Add(domxml.New("enum", "name", "backendModel")) // none
+		if usual, err := g.host.domainCapabilities(ctx, "", g.arch(), g.machine(), g.virtType()); err == nil {
+			doc.AddText("machine", usual.Get("machine"))
+		}
 	}
 	g.dcaps = &domainCaps{doc}
 	return *g.dcaps, nil

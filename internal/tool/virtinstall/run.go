@@ -40,6 +40,9 @@ func run(ctx context.Context, words []string, std Streams) error {
 // build makes the documents of what the command line asks for, in the
 // original's order of effects, as one stage uses what earlier ones decided.
 func (g *guest) build(ctx context.Context) (*installation, error) {
+	if name := g.args.get("reinstall"); name != "" {
+		return g.reinstall(ctx, name)
+	}
 	in, err := newInstallation(g)
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ type making struct {
 	first, final *domxml.Element
 	staged       []string // files that only the first run needs
 	transient    bool
+	reinstall    bool // the definition is there, and stays as it is
 	autostart    bool
 	noRestart    bool // it stays off when the install phase is over
 	ephemeral    bool // it ends with this process
@@ -112,7 +113,7 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 		return nil, err
 	}
 	a := g.args
-	e := &execution{g: g, in: in, order: making{g: g, first: first, final: final, staged: in.paths(), transient: a.has("transient"),
+	e := &execution{g: g, in: in, order: making{g: g, first: first, final: final, staged: in.paths(), transient: a.has("transient"), reinstall: a.has("reinstall"),
 		autostart: a.has("autostart"), noRestart: a.has("noreboot"), ephemeral: a.has("destroy-on-exit")}}
 	if e.order.transient && e.order.autostart {
 		return nil, errors.New("--autostart and --transient exclude each other: a transient machine is gone when it stops")
@@ -132,7 +133,7 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 	if err != nil {
 		return nil, err
 	}
-	if there != nil {
+	if there != nil && !a.has("reinstall") {
 		return nil, fmt.Errorf("Guest name '%s' is already in use.", name) //nolint:staticcheck // the original's words
 	}
 	return e, nil

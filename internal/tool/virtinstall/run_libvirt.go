@@ -39,6 +39,12 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 	if o.transient {
 		return m, nil
 	}
+	if o.reinstall {
+		if m.dom, err = h.conn.LookupDomain(ctx, o.final.Get("name")); err != nil {
+			return nil, plain(err)
+		}
+		return m, nil
+	}
 	defined, err := h.conn.Define(ctx, document(o.final), false)
 	if err != nil {
 		return nil, plain(err)

@@ -10,7 +10,7 @@ const installMethods = "--location URL, --cdrom CD/ISO, --pxe, --import, --boot 
 
 // validate reports what is missing or cannot work, all at once, and warns of
 // what may not work well.
-func (g *guest) validate(_ context.Context, in *installation) error {
+func (g *guest) validate(ctx context.Context, in *installation) error {
 	text := ""
 	if !g.args.has("reinstall") {
 		if g.dom.Find("memory") == nil && g.dom.Find("cpu/numa/cell") == nil {
@@ -28,6 +28,9 @@ func (g *guest) validate(_ context.Context, in *installation) error {
 	}
 	if g.dom.Get("launchSecurity/@type") == "sev" && (!g.q35() || !g.uefi()) {
 		return errors.New("SEV launch security requires a Q35 UEFI machine") //nolint:staticcheck // the original's words
+	}
+	if err := g.checkMACs(ctx); err != nil {
+		return err
 	}
 	if g.generic() && g.hvm() {
 		g.warn("Using --osinfo %s, VM performance may suffer. Specify an accurate OS for optimal results.", g.os.ShortID)
