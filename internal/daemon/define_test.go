@@ -324,7 +324,7 @@ func TestTransient(t *testing.T) {
 	waited := make(chan api.Machine, 1)
 	go func() {
 		var last api.Machine
-		x.stream("GET", "/v1/machines/brief/wait?for=end", nil, &last)
+		_, _ = x.stream("GET", "/v1/machines/brief/wait?for=end", nil, &last)
 		waited <- last
 	}()
 	x.eventually("somebody waits", func() bool { return requests(x.d) > 0 })
