@@ -48,7 +48,10 @@ func (g *guest) reinstallOS(ctx context.Context, in *installation) error {
 			return nil
 		}
 	}
-	err := g.chooseOS(ctx, in)
-	g.dom = before // the machine stays what it is
-	return err
+	if err := g.chooseOS(ctx, in); err != nil {
+		return err
+	}
+	g.dom = before // the machine stays what it is, but for its label
+	g.labelOS()
+	return nil
 }

@@ -128,7 +128,7 @@ func (g *guest) resolveDisks(ctx context.Context) error {
 // defaultDisk adds the disk of a machine for which no --disk was given, of the
 // size that its OS should have.
 func (g *guest) defaultDisk() error {
-	if len(g.args.all("disk")) > 0 || g.args.has("nodisks") || len(g.disks) > 0 && slices.ContainsFunc(g.disks, func(d *disk) bool { return !d.installer }) ||
+	if g.args.has("reinstall") || len(g.args.all("disk")) > 0 || g.args.has("nodisks") || len(g.disks) > 0 && slices.ContainsFunc(g.disks, func(d *disk) bool { return !d.installer }) ||
 		g.dom.Get("devices/filesystem/@type") != "" || g.dom.Get("os/type") == "exe" {
 		return nil
 	}
