@@ -174,6 +174,7 @@ func flags() []*flag {
 	add("--wait", takesMaybe, bare("-1"), kind("int"))
 	add("--prompt", takesNothing, hidden)
 	add("--force", takesNothing, hidden)
+	add("--insecure-graphics", takesNothing) // ours
 	add("--autoconsole", takesOne)
 	add("--noautoconsole", takesNothing, key("autoconsole"), bare("none"))
 	add("--noreboot", takesNothing)
@@ -279,7 +280,7 @@ func (p *parser) matching(name, word string) []string {
 		for _, full := range f.names {
 			switch {
 			case strings.HasPrefix(word, "--"):
-				if strings.HasPrefix(full, name) {
+				if strings.HasPrefix(full, name) && (full == name || full != "--insecure-graphics") { // the original's abbreviations stay
 					found = append(found, full)
 				}
 			case full == word[:2] || strings.HasPrefix(full, word):

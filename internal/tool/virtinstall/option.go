@@ -366,6 +366,7 @@ func (s sub) apply(g *guest, el *domxml.Element, w suboption, index []int) error
 	for _, n := range index {
 		path = strings.Replace(path, "[#]", "["+strconv.Itoa(n+1)+"]", 1)
 	}
+	path = strings.ReplaceAll(path, "[#]", "[1]") // of an alias without an index
 	switch {
 	case s.kind == bare && v.text == "no", v.text == "":
 		return el.Remove(path)

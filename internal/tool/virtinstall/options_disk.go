@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lamina-vm/lamina/internal/vm/domxml"
+	"github.com/lamina-vm/lamina/internal/vm/osinfo"
 )
 
 func diskOption() option {
@@ -123,13 +125,17 @@ func (g *guest) diskDefaults(el *domxml.Element) error {
 	if device == "cdrom" && el.Child("readonly") == nil {
 		put(el, "readonly", "")
 	}
-	switch want := g.osMachine(); device {
+	want := g.osMachine()
+	switch device {
 	case "floppy":
 		fill(el, "target/@bus", "fdc")
 	case "disk":
 		fill(el, "target/@bus", want.DiskBus)
 	default:
 		fill(el, "target/@bus", want.CDROMBus)
+	}
+	if device == "disk" && el.Get("target/@bus") == "virtio" && !virtioPossible(g.os) {
+		return fmt.Errorf("--disk bus=virtio: %s has no driver for virtio-blk, and there is none to be added: use bus=%s", g.os.Name, want.CDROMBus)
 	}
 	if el.Get("target/@dev") != "" {
 		return nil
@@ -140,6 +146,22 @@ func (g *guest) diskDefaults(el *domxml.Element) error {
 	}
 	put(el, "target/@dev", name)
 	return nil
+}
+
+// virtioPossible reports whether an OS can have a driver for virtio disks: its
+// own, or one that can be added, as for Windows since 2000. What is older than
+// virtio, and DOS with what runs on it, cannot.
+func virtioPossible(o osinfo.OS) bool {
+	if o.Supports(osinfo.VirtioBlock) {
+		return true
+	}
+	switch o.Family {
+	case "msdos", "win16", "win9x":
+		return false
+	case "winnt":
+		return true
+	}
+	return o.Released.IsZero() || o.Released.After(time.Date(2007, time.June, 1, 0, 0, 0, 0, time.UTC))
 }
 
 // freeTarget is the name of a further disk: the one after the last of its

@@ -112,6 +112,10 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 	if err != nil {
 		return nil, err
 	}
+	docs := []*domxml.Element{final}
+	if first != nil {
+		docs = append(docs, first)
+	}
 	a := g.args
 	e := &execution{g: g, in: in, order: making{g: g, first: first, final: final, staged: in.paths(), transient: a.has("transient"), reinstall: a.has("reinstall"),
 		autostart: a.has("autostart"), noRestart: a.has("noreboot"), ephemeral: a.has("destroy-on-exit")}}
@@ -135,6 +139,9 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 	}
 	if there != nil && !a.has("reinstall") {
 		return nil, fmt.Errorf("Guest name '%s' is already in use.", name) //nolint:staticcheck // the original's words
+	}
+	if err := g.secureGraphics(docs...); err != nil {
+		return nil, err
 	}
 	return e, nil
 }

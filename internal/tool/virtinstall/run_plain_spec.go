@@ -33,6 +33,11 @@ func (h *plainHost) spec(g *guest, doc *domxml.Element) (vm.Spec, error) {
 		return vm.Spec{}, errors.Join(errs...)
 	}
 	s := r.Spec.WithDefaults()
+	if g.args.has("insecure-graphics") {
+		for i := range s.Displays {
+			s.Displays[i].Insecure = true
+		}
+	}
 	s.OS = g.os.ShortID
 	return s, s.Validate()
 }

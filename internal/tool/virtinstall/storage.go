@@ -220,6 +220,9 @@ func (d *disk) hint(name, value string) {
 
 // networkDisk is a disk whose source is given in full.
 func (g *guest) networkDisk(d *disk) {
+	if d.el.Attr("type") == "nvme" {
+		return // QEMU drives the device itself
+	}
 	kind := "network"
 	if d.el.Child("source").Attr("protocol") == "" && d.el.Child("source").Attr("type") != "" {
 		kind = d.el.Child("source").Attr("type")
@@ -248,10 +251,13 @@ func (g *guest) resolveURL(d *disk) error {
 	if u.RawQuery != "" && (protocol == "http" || protocol == "https") {
 		src.SetAttr("query", u.RawQuery)
 	}
+	socket := u.Query().Get("socket")
+	if transport == "unix" && socket == "" && protocol == "nbd" && u.Host == "" {
+		socket, name = u.Path, "" // the original's short form
+	}
 	if name != "" {
 		src.SetAttr("name", name)
 	}
-	socket := u.Query().Get("socket")
 	if u.Hostname() != "" || transport != "" || socket != "" {
 		h := src.Need("host")
 		for _, a := range []struct{ name, value string }{{"name", u.Hostname()}, {"port", u.Port()}, {"transport", transport}, {"socket", socket}} {
