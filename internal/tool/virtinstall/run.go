@@ -27,6 +27,9 @@ func run(ctx context.Context, words []string, std Streams) error {
 		return err
 	}
 	defer func() { _ = g.host.close() }()
+	if where, ok := a.last("test-media-detection"); ok {
+		return g.detectOnly(ctx, where)
+	}
 	in, err := g.build(ctx)
 	if err != nil {
 		return err
@@ -131,5 +134,26 @@ func (g *guest) print(ctx context.Context, in *installation) error {
 		out.WriteString(document(d))
 	}
 	_, err = fmt.Fprintln(g.std.Out, out.String())
+	return err
+}
+
+// detectOnly prints what the installation media at a place are.
+func (g *guest) detectOnly(ctx context.Context, where string) error {
+	g.args.values["location"] = []string{where}
+	in, err := newInstallation(g)
+	if err != nil {
+		return err
+	}
+	if err := g.choosePlatform(ctx, in); err != nil {
+		return err
+	}
+	if err := g.resolvePlatform(); err != nil {
+		return err
+	}
+	name, err := in.detect(ctx, g)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(g.std.Out, none(name))
 	return err
 }
