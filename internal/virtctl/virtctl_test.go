@@ -277,6 +277,15 @@ func TestDevices(t *testing.T) {
 	if _, err := v.Start(ctx, "dev", api.StartRequest{}, nil); err != nil {
 		t.Fatal(err)
 	}
+	// While the BIOS looks for a medium it moves the tray itself.
+	log, err := v.Log(ctx, "dev", true, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	readUntil(t, log, "No bootable device")
+	if err := log.Close(); err != nil {
+		t.Error(err)
+	}
 	is(drives(v.Attach(ctx, "dev", api.AttachRequest{Disk: vm.Disk{Path: more, Format: "qcow2", Serial: "more"}})), "vda=dev.qcow2 vdb=more.qcow2 hda=.")
 	is(drives(v.Media(ctx, "dev", api.MediaRequest{Path: cd, Force: true})), "vda=dev.qcow2 vdb=more.qcow2 hda=cd.iso")
 	is(drives(v.Media(ctx, "dev", api.MediaRequest{Drive: "hda", Force: true})), "vda=dev.qcow2 vdb=more.qcow2 hda=.")
