@@ -26,10 +26,7 @@ type Options struct {
 // Accelerator auto becomes kvm: who marshals knows the host, and sets
 // [vm.AccelTCG] where it lacks KVM.
 func Marshal(s vm.Spec, o Options) (*domxml.Element, error) {
-	if o.BlockDevice == nil {
-		o.BlockDevice = func(path string) bool { return strings.HasPrefix(path, "/dev/") }
-	}
-	w := &writer{spec: s, opts: o}
+	w := newWriter(s, o)
 	root := w.domain()
 	if len(w.problems) > 0 {
 		return nil, &vm.InvalidError{Name: s.Name, Problems: w.problems}
@@ -41,6 +38,13 @@ type writer struct {
 	spec     vm.Spec
 	opts     Options
 	problems []vm.Problem
+}
+
+func newWriter(s vm.Spec, o Options) *writer {
+	if o.BlockDevice == nil {
+		o.BlockDevice = func(path string) bool { return strings.HasPrefix(path, "/dev/") }
+	}
+	return &writer{spec: s, opts: o}
 }
 
 func (w *writer) problem(field, text, remedy string) {
@@ -87,13 +91,6 @@ func yes(t vm.Toggle) string {
 		return "yes"
 	case vm.Off:
 		return "no"
-	}
-	return ""
-}
-
-func yesIf(on bool) string {
-	if on {
-		return "yes"
 	}
 	return ""
 }

@@ -187,10 +187,19 @@ func (w *writer) controllers(parent *domxml.Element) {
 	}
 }
 
-// pcieDevices is how many ports the spec's own devices take in libvirt.
+// pcieDevices is how many ports the spec's own devices take in libvirt, or a few
+// more.
 func (w *writer) pcieDevices() int {
 	s := w.spec
-	n := len(s.NICs) + len(s.RNGs) + len(s.Videos)
+	n := len(s.NICs) + len(s.RNGs) + len(s.Videos) + len(s.Inputs) + len(s.Sounds) + len(s.Filesystems) + len(s.HostDevices)
+	for _, on := range []bool{
+		slices.ContainsFunc(s.Disks, func(d vm.Disk) bool { return d.Bus == vm.BusVirtioSCSI || d.Bus == vm.BusSCSI }),
+		w.needsUSB(), len(s.Channels)+len(s.Consoles) > 0, s.VSock != nil,
+	} {
+		if on {
+			n++
+		}
+	}
 	for _, d := range s.Disks {
 		if d.Bus == vm.BusVirtio || d.Bus == vm.BusNVMe {
 			n++

@@ -61,6 +61,9 @@ func (w *writer) display(parent *domxml.Element, i int, d vm.Display) {
 	default:
 		w.listen(e, d)
 	}
+	if d.Type == vm.DisplayVNC && len(d.Password) > vm.VNCPasswordLength {
+		d.Password = d.Password[:vm.VNCPasswordLength] // the rest is looked at by nobody
+	}
 	for _, x := range [][2]string{{"passwd", d.Password}, {"passwdValidTo", d.PasswordValidTo}, {"keymap", d.Keymap}, {"sharePolicy", d.SharePolicy}} {
 		if x[1] != "" {
 			e.SetAttr(x[0], x[1])

@@ -14,3 +14,17 @@ func TestConformance(t *testing.T) {
 	d := libvirttest.Shared(t)
 	vmtest.Run(t, func(*testing.T) vm.Driver { return NewDriver(d.URI) })
 }
+
+// TestAutoOnThisHost: whatever this host has, the guest runs, and a note says
+// why it is not on KVM.
+func TestAutoOnThisHost(t *testing.T) {
+	spec := vmtest.Spec(t)
+	spec.Name, spec.Accel = "auto", vm.AccelAuto
+	m := vmtest.Start(t, NewDriver(libvirttest.Shared(t).URI), spec, t.TempDir())
+	vmtest.WaitSerial(t, m, vmtest.Ready)
+	info := m.Info()
+	if (info.Accel == vm.AccelKVM) != (info.AccelNote == "") {
+		t.Errorf("info %+v", info)
+	}
+	t.Logf("%s %s", info.Accel, info.AccelNote)
+}

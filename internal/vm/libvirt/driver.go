@@ -214,6 +214,9 @@ func (l launch) bringUp(ctx, through context.Context, r record, xml string) (*ma
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if r.Info.VNC == "" {
+		r.Info.VNC = chosenVNC(through, dom)
+	}
 	r.Info.QEMU = v.String()
 	if err := r.write(l.dir); err != nil {
 		return nil, err
@@ -235,6 +238,21 @@ func (l launch) bringUp(ctx, through context.Context, r record, xml string) (*ma
 	}
 	go m.supervise()
 	return m, nil
+}
+
+// chosenVNC is the address of a VNC server whose port was chosen at the start,
+// "" where there is none.
+func chosenVNC(ctx context.Context, dom *Domain) string {
+	root, err := liveXML(ctx, dom, false)
+	if err != nil {
+		return ""
+	}
+	for _, g := range root.Child("devices").All("graphics") {
+		if port := g.Attr("port"); g.Attr("type") == "vnc" && port != "" && port != "-1" {
+			return net.JoinHostPort(g.Child("listen").Attr("address"), port)
+		}
+	}
+	return ""
 }
 
 // undo ends what a failed start may have left.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,7 +25,10 @@ type machine struct {
 	ended, released chan struct{} // as their names say; exit is set before ended
 	releaseOnce     sync.Once
 
-	mu   sync.Mutex // guards what follows; never held while blocking
+	// plugging is held while a device comes, goes or changes.
+	plugging sync.Mutex
+
+	mu   sync.Mutex // guards what follows, and record.Spec; never held while blocking
 	link link
 	exit vm.Exit
 	story
@@ -107,7 +111,7 @@ func (m *machine) watchStart(ctx context.Context, watch time.Duration) error {
 		switch {
 		case err != nil:
 			return err
-		case state == Paused && reason != pausedUser:
+		case state == Paused && reason != pausedUser && reason != pausedIOError:
 			return errors.New("QEMU stopped the guest: the virtual CPU cannot go on")
 		case !state.Active():
 			return nil // it powered off at once
@@ -360,7 +364,13 @@ func (s story) exit() vm.Exit {
 func (m *machine) Info() vm.RunInfo { return m.record.Info }
 
 // RunningSpec implements [vm.Described].
-func (m *machine) RunningSpec() vm.Spec { return m.record.Spec }
+func (m *machine) RunningSpec() vm.Spec {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.record.Spec
+	s.Disks, s.NICs = slices.Clone(s.Disks), slices.Clone(s.NICs)
+	return s
+}
 
 // asked turns the error of a call on the domain into what callers test for.
 func (m *machine) asked(err error) error {

@@ -45,10 +45,8 @@ func (d *Domain) State(ctx context.Context) (State, int, error) {
 	return State(p.state), int(p.reason), err
 }
 
-// Reasons of the state Paused that matter here (virDomainPausedReason).
+// Reasons of the state Paused (virDomainPausedReason).
 const (
-	pausedIOError  = 5
-	pausedCrashed  = 10
-	pausedUser     = 1
-	pausedWatchdog = 6
+	pausedUser    = 1
+	pausedIOError = 5 // the host's disk is full, say
 )
