@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -89,11 +90,35 @@ func (m *machine) PlugDisk(ctx context.Context, d vm.Disk) (vm.Disk, error) {
 	if err != nil {
 		return d, err
 	}
+	if (d.Bus == vm.BusVirtioSCSI || d.Bus == vm.BusSCSI) && d.Address == nil {
+		if err := m.seat(ctx, e); err != nil {
+			return d, err
+		}
+	}
 	if err := m.asked(m.now().domain.AttachDevice(ctx, e.String(), AffectLive)); err != nil {
 		return d, err
 	}
 	d.Target = spec.DiskNames()[i]
 	return d, m.keep(func(s *vm.Spec) { s.Disks = append(s.Disks, d) })
+}
+
+// seat gives a SCSI disk a free place on the first controller: libvirt would
+// count one from its name, and add controllers up to it.
+func (m *machine) seat(ctx context.Context, disk *domxml.Element) error {
+	for target := 1; target < 256; target++ {
+		taken, err := m.device(ctx, "disk", func(e *domxml.Element) bool {
+			a := e.Child("address")
+			return a.Attr("type") == "drive" && a.Attr("target") == strconv.Itoa(target)
+		})
+		if err != nil {
+			return err
+		}
+		if taken == nil {
+			disk.Add(domxml.New("address", "type", "drive", "controller", "0", "bus", "0", "target", strconv.Itoa(target), "unit", "0"))
+			return nil
+		}
+	}
+	return fmt.Errorf("the SCSI controller has no free place: %w", vm.ErrNoHotplug)
 }
 
 // UnplugDisk implements [vm.DiskPlugger].
