@@ -15,7 +15,7 @@ packages=(
   # the test guests' builders
   mmdebstrap fakeroot busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk gdisk syslinux syslinux-common
   # readers of what we write
-  genisoimage xorriso openssl systemd cryptsetup-bin
+  genisoimage xorriso isolinux openssl systemd cryptsetup-bin
   # the tests' ordinary user
   util-linux
 )

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The packages whose tests boot guests are apart, as those need the cores.
-boots='/lamina/(test/(boot|e2e)$|internal/guestimage|internal/vm/qemu$|cmd/laminad$)'
+boots='/lamina/(test/(boot|e2e|virtinstall)$|internal/guestimage|internal/vm/qemu$|cmd/laminad$)'
 
 boot_packages() { go list ./... | grep -E "$boots"; }
 others() { go list ./... | grep -vE "$boots"; }
