@@ -31,6 +31,8 @@ type making struct {
 	autostart    bool
 	noRestart    bool // it stays off when the install phase is over
 	ephemeral    bool // it ends with this process
+	// again: the machine is there, and stays as it is defined (--reinstall).
+	again bool
 }
 
 // ending is how a machine's run ended.
@@ -118,7 +120,7 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 	}
 	a := g.args
 	e := &execution{g: g, in: in, order: making{g: g, first: first, final: final, staged: in.paths(), transient: a.has("transient"), reinstall: a.has("reinstall"),
-		autostart: a.has("autostart"), noRestart: a.has("noreboot"), ephemeral: a.has("destroy-on-exit")}}
+		autostart: a.has("autostart"), noRestart: a.has("noreboot"), ephemeral: a.has("destroy-on-exit"), again: a.has("reinstall")}}
 	if e.order.transient && e.order.autostart {
 		return nil, errors.New("--autostart and --transient exclude each other: a transient machine is gone when it stops")
 	}

@@ -22,6 +22,11 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 	if begin == nil {
 		begin = o.final
 	}
+	if o.again {
+		if err := h.idle(ctx, o.final.Get("name")); err != nil {
+			return nil, err
+		}
+	}
 	dom, err := h.conn.Create(ctx, document(begin), libvirt.StartOptions{AutoDestroy: o.ephemeral})
 	if err != nil {
 		return nil, plain(err)
@@ -65,6 +70,20 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 		}
 	}
 	return m, nil
+}
+
+// idle refuses a machine that runs: it would be taken for the one that is
+// started, and ended if that fails.
+func (h *libvirtHost) idle(ctx context.Context, name string) error {
+	dom, err := h.conn.LookupDomain(ctx, name)
+	if err != nil {
+		return plain(err)
+	}
+	state, _, err := dom.State(ctx)
+	if err == nil && state.Active() {
+		err = fmt.Errorf("domain '%s' is running: shut it down before --reinstall", name)
+	}
+	return err
 }
 
 // libvirtMachine is a machine of libvirt's.
