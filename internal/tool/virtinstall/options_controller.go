@@ -29,7 +29,7 @@ func controllerSubs() []sub {
 		{name: "target.chassisNr", path: "target/@chassisNr", kind: number},
 		{name: "target.chassis", path: "target/@chassis", kind: number},
 		{name: "target.port", path: "target/@port", kind: number},
-		{name: "target.hotplug", path: "target/@hotplug", kind: onOff},
+		{name: "target.hotplug", path: "target/@hotplug"},
 		{name: "target.busNr", path: "target/@busNr", kind: number},
 		{name: "target.index", path: "target/@index", kind: number},
 		{name: "target.node", path: "target/node", kind: number},

@@ -47,7 +47,7 @@ func shmemSubs() []sub {
 		{name: "size.unit", path: "size/@unit"},
 		{name: "server.path", path: "server/@path"},
 		{name: "msi.vectors", path: "msi/@vectors", kind: number},
-		{name: "msi.ioeventfd", path: "msi/@ioeventfd", kind: onOff},
+		{name: "msi.ioeventfd", path: "msi/@ioeventfd"},
 	})
 }
 

@@ -29,8 +29,10 @@ func networkSubs() []sub {
 		{name: "source.path", aliases: []string{"source_path"}, path: "source/@path"},
 		{name: "source.portgroup", aliases: []string{"portgroup"}, path: "source/@portgroup"},
 		{name: "target.dev", aliases: []string{"target"}, path: "target/@dev"},
-		{name: "model.type", aliases: []string{"model"}, path: "model/@type"},
-		{name: "mac.address", aliases: []string{"mac"}, set: setMAC},
+		{name: "model.type", path: "model/@type"},
+		{name: "mac.address", set: setMAC},
+		{name: "model", path: "model/@type"}, // these two are listed too, and
+		{name: "mac", set: setMAC},           // renamed before anything else
 		{name: "filterref.filter", aliases: []string{"filterref"}, path: "filterref/@filter"},
 		{name: "link.state", aliases: []string{"link_state"}, set: setLinkState},
 		{name: "driver.name", aliases: []string{"driver_name"}, path: "driver/@name"},

@@ -38,9 +38,9 @@ var tutorialTable = []diffGroup{
 	}},
 	{name: "debian", cases: []diffCase{
 		{name: "wiki-kvm", line: `--virt-type kvm --name bullseye-amd64 --cdrom debian.iso --os-variant debian11 --disk size=10 --memory 1000`},
-		{name: "wiki-location", line: `--virt-type kvm --name bullseye --location debian.iso --os-variant debian11 --disk size=10 --memory 1024 --graphics none --console pty,target_type=serial --extra-args "console=ttyS0"`},
+		{name: "wiki-location", line: `--virt-type kvm --name bullseye --location debian.iso --os-variant debian11 --disk size=10 --memory 1024 --graphics none --console pty,target_type=serial --extra-args "console=ttyS0"`, why: "the original leaves the ISO in the drive where its path is relative"},
 		{name: "detect", line: `--name d --memory 1024 --cdrom debian.iso --disk size=10`},
-		{name: "detect-location", line: `--name d --memory 1024 --location debian.iso --disk size=10 --graphics none`},
+		{name: "detect-location", line: `--name d --memory 1024 --location debian.iso --disk size=10 --graphics none`, why: "the original leaves the ISO in the drive where its path is relative"},
 		{name: "kali", line: `--name=kali --vcpus=2 --memory=2048 --cdrom=plain.iso --disk size=40 --os-variant=debiantesting`},
 		{name: "cloud", line: `--name cloud --memory 1024 --import --disk disk.qcow2 --osinfo debian11 --cloud-init user-data=user-data,meta-data=meta-data --graphics none`},
 		{name: "detect-require-off", line: `--name build-agent --memory 2048 --vcpus 2 --disk path=disk.qcow2,format=qcow2 --import --network network=default --os-variant detect=on,require=off --graphics none --noautoconsole`},
@@ -60,7 +60,7 @@ var tutorialTable = []diffGroup{
 	}},
 	{name: "fedora", cases: []diffCase{
 		{name: "quick-docs", line: `--name Fedora36 --description 'Fedora 36 Workstation' --ram 4096 --vcpus 2 --disk path=/var/lib/libvirt/images/f36.qcow2,size=20 --os-type linux --os-variant fedora36 --network bridge=virbr0 --graphics vnc,listen=127.0.0.1,port=5901 --cdrom fedora.iso --noautoconsole`},
-		{name: "iso-location", line: `--name f36 --memory 4096 --location fedora.iso --disk size=20 --graphics vnc --extra-args inst.text`},
+		{name: "iso-location", line: `--name f36 --memory 4096 --location fedora.iso --disk size=20 --graphics vnc --extra-args inst.text`, why: "the original leaves the ISO in the drive where its path is relative"},
 		{name: "tree-detect", line: `--name f36t --memory 4096 --location tree --disk size=20`},
 		{name: "transient-tpm", line: `--name tpmvm --memory 4096 --import --disk disk.qcow2 --osinfo fedora36 --tpm emulator,model=tpm-crb,version=2.0 --transient --rng /dev/urandom --boot uefi,firmware.feature0.name=secure-boot,firmware.feature0.enabled=no`},
 		{name: "bootc", line: `--name gpu --memory 16384 --vcpus 8 --disk path=disk.qcow2,format=qcow2,bus=virtio --import --os-variant fedora-unknown --network network=default --graphics none --noautoconsole --boot uefi`},
@@ -87,12 +87,22 @@ var tutorialTable = []diffGroup{
 		{name: "kernel", line: `--name kernel --memory 512 --import --disk disk.qcow2 --osinfo linux2020 --boot kernel=vmlinuz,initrd=initrd.img,kernel_args="root=/dev/vda1 console=ttyS0" --graphics none`},
 		{name: "passthrough", line: `--name pass --memory 4096 --import --disk disk.qcow2,driver.iothread=1 --iothreads 2 --osinfo debian11 --cputune vcpupin0.vcpu=0,vcpupin0.cpuset=1 --numatune 0 --memorybacking hugepages=on,locked=on --filesystem host,shared,driver.type=virtiofs --memorybacking access.mode=shared,source.type=memfd`},
 	}},
+	{name: "sources", cases: []diffCase{
+		{name: "tcp", line: `--name x --memory 512 --import --osinfo generic --disk none --serial tcp,host=127.0.0.1:5000,mode=connect,protocol.type=telnet`},
+		{name: "udp", line: `--name x --memory 512 --import --osinfo generic --disk none --serial udp,host=127.0.0.1:4444,bind_host=127.0.0.1:5555`},
+		{name: "redirdev", line: `--name x --memory 512 --import --osinfo generic --disk none --redirdev usb,type=tcp,server=localhost:4000`},
+		{name: "rng-egd", line: `--name x --memory 512 --import --osinfo generic --disk none --rng egd,backend.source.host=127.0.0.1,backend.source.service=8000,backend.type=tcp`},
+		{name: "rng-device", line: `--name x --memory 512 --import --osinfo generic --disk none --rng random,device=/dev/urandom,rate.period=1000,rate.bytes=1024`},
+		{name: "rbd", line: `--name x --memory 512 --import --osinfo generic --disk source.protocol=rbd,source.name=pool/img,source.host0.name=mon1,source.host0.port=6789,source.host0.transport=tcp`},
+		{name: "rbd-hosts", line: `--name x --memory 512 --import --osinfo generic --disk source.protocol=rbd,source.name=pool/img,source.host0.name=mon1,source.host0.port=6789,source.host1.name=mon2`, why: "the original keeps one host of several"},
+		{name: "root-ports", line: `--name x --memory 512 --import --osinfo debian11 --disk none --controller num_pcie_root_ports=4`},
+	}},
 }
 
 // errorTable are command lines that cannot be carried out.
 var errorTable = []diffGroup{
 	{name: "errors", cases: []diffCase{
-		{name: "nothing", line: `@`},
+		{name: "nothing", line: `@--connect qemu:///system`},
 		{name: "no-name", line: `--memory 512 --import --disk disk.qcow2 --osinfo debian11`},
 		{name: "no-disk", line: `--name x --memory 512 --import --osinfo generic`},
 		{name: "no-install", line: `--name x --memory 512 --disk disk.qcow2 --osinfo debian11`},
@@ -101,7 +111,7 @@ var errorTable = []diffGroup{
 		{name: "unknown-option", line: `--name x --memory 512 --nope`},
 		{name: "unknown-suboption", line: `--name x --memory 512 --import --osinfo debian11 --disk disk.qcow2,nope=1,also=2`},
 		{name: "ambiguous", line: `--name x --me 512`},
-		{name: "bad-size", line: `--name x --memory 512 --import --osinfo debian11 --disk size=ten`},
+		{name: "bad-size", line: `--name x --memory 512 --import --osinfo debian11 --disk size=ten`, why: "ours says which option the error is about", words: true},
 		{name: "missing-file", line: `--name x --memory 512 --import --osinfo debian11 --disk nope.qcow2`},
 		{name: "missing-iso", line: `--name x --memory 512 --osinfo debian11 --disk none --cdrom nope.iso`},
 		{name: "missing-tree", line: `--name x --memory 512 --osinfo debian11 --disk none --location nowhere`},
@@ -114,7 +124,7 @@ var errorTable = []diffGroup{
 		{name: "unknown-pool", line: `--name x --memory 512 --import --osinfo debian11 --disk pool=nope,size=1`},
 		{name: "unknown-volume", line: `--name x --memory 512 --import --osinfo debian11 --disk vol=default/nope`},
 		{name: "bad-volume", line: `--name x --memory 512 --import --osinfo debian11 --disk vol=nope`},
-		{name: "backing-missing", line: `--name x --memory 512 --import --osinfo debian11 --disk size=1,backing_store=nope.qcow2`},
+		{name: "backing-missing", line: `--name x --memory 512 --import --osinfo debian11 --disk size=1,backing_store=nope.qcow2`, why: "a backing file that is missing is an error at once, not only when the disk is made", has: "no such file"},
 		{name: "mac-in-use", line: `--name x --memory 512 --import --osinfo debian11 --disk none --network default,mac=52:54:00:aa:bb:cc`},
 		{name: "bad-yes", line: `--name x --memory 512 --import --osinfo debian11 --disk disk.qcow2,readonly=maybe`},
 		{name: "bad-int", line: `--name x --memory 512 --import --osinfo debian11 --disk none --wait soon`},
@@ -124,7 +134,7 @@ var errorTable = []diffGroup{
 		{name: "mixed-graphics", line: `--name x --memory 512 --import --osinfo debian11 --disk none --graphics vnc --vncport 5901`},
 		{name: "nographics-vnc", line: `--name x --memory 512 --import --osinfo debian11 --disk none --nographics --vnc`},
 		{name: "quote", line: `--name x --memory 512 --import --osinfo debian11 --disk '"disk.qcow2'`},
-		{name: "bad-uri", line: `@--connect nope:///x --name x --memory 512 --import --osinfo debian11 --disk none --dry-run`},
+		{name: "bad-uri", line: `@--connect nope:///x --name x --memory 512 --import --osinfo debian11 --disk none --dry-run`, why: "ours says what can be connected to", words: true, has: "qemu:///system"},
 		{name: "dry-run-alone", line: `@--connect qemu:///system --name x --memory 512 --import --osinfo debian11 --disk none --dry-run`},
 		{name: "warns", line: `@--connect qemu:///system --name x --memory 512 --import --osinfo generic --disk none --dry-run --force --prompt --wait 0`},
 		{name: "version", line: `@--version`},
