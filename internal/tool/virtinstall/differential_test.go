@@ -40,7 +40,7 @@ type diffGroup struct {
 const prefix = "--connect qemu:///system --print-xml --dry-run "
 
 // table is every command line that is compared.
-func table() []diffGroup { return slices.Concat(installTable, tutorialTable, errorTable) }
+func table() []diffGroup { return slices.Concat(installTable, deviceTable, tutorialTable, errorTable) }
 
 // workers is how many daemons share the work.
 const workers = 2
