@@ -141,6 +141,8 @@ func TestNothingIgnored(t *testing.T) {
 		`<disk type="file" new="1"><target dev="vda" bus="virtio"/></disk>`:                     "devices/disk/@new",
 		`<disk><source file="/a"><slow/></source><target dev="vda" bus="virtio"/></disk>`:       "devices/disk/source/slow",
 		`<disk><target dev="vda" bus="virtio"/></disk><disk><target dev="b" bus="xen"/></disk>`: "devices/disk[2]/target/@bus",
+		`<video/>`:                           "@type", // found by FuzzUnmarshal
+		`<rng/>`:                             "devices/rng",
 		`<warp/>`:                            "devices/warp",
 		`<video><model type="gop"/></video>`: "devices/video/model/@type",
 		`<interface type="user">text<model type="virtio"/></interface>`:                            "devices/interface",

@@ -250,6 +250,10 @@ func (r *reader) rng(c *node) {
 		out.RateBytes, out.RatePeriod = rate.size("bytes"), rate.number("period")
 	}
 	b := c.one("backend")
+	if b == nil {
+		c.refuse("it has no backend", "use backend random or builtin")
+		return
+	}
 	switch b.attr("model") {
 	case "random":
 		out.Path = b.words()

@@ -167,9 +167,9 @@ func (n *node) words() string {
 // childWords is the text of the only child of that name.
 func (n *node) childWords(name string) string { return n.one(name).words() }
 
-// at is the path of an attribute.
+// at is the path of an attribute, also of an element that is not there.
 func (n *node) at(attr string) string {
-	if n.path == "" {
+	if n == nil || n.path == "" {
 		return "@" + attr
 	}
 	return n.path + "/@" + attr
