@@ -44,7 +44,7 @@ fuzz() {
 fuzz_one() {
   local out status=0
   out=$(mktemp)
-  go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-20s}" -fuzzminimizetime 1x -parallel 1 "$2" >"$out" 2>&1 || status=1
+  go test -run '^$' -fuzz "^$1\$" -fuzztime "${FUZZTIME:-10s}" -fuzzminimizetime 1x -parallel 1 "$2" >"$out" 2>&1 || status=1
   if [ $status -eq 0 ]; then
     echo "$1: $(grep -o 'execs: [0-9]*' "$out" | tail -1), $(tail -1 "$out")"
   elif [ "$(sed -n '/^--- FAIL/,/^FAIL/p' "$out" | sed '1d;$d')" = '    context deadline exceeded' ]; then

@@ -8,7 +8,7 @@ import (
 
 // conflict is two options of which only one may be given.
 func conflict(a, b string) error {
-	return fmt.Errorf("Cannot use %s and %s at the same time", a, b) //nolint:staticcheck // the original's words
+	return fmt.Errorf("Cannot use %s and %s at the same time", a, b)
 }
 
 // convertOld turns options of old command lines into those of today. The
@@ -113,14 +113,14 @@ func convertGraphics(a *arguments) error {
 		return n
 	}
 	if a.has("graphics") && given("vnc", "sdl", "keymap", "vncport", "vnclisten") > 0 {
-		return errors.New("Cannot mix --graphics and old style graphical options") //nolint:staticcheck // the original's words
+		return errors.New("Cannot mix --graphics and old style graphical options")
 	}
 	if a.has("graphics") && !a.has("nographics") {
 		return nil
 	}
 	switch n := given("vnc", "nographics", "sdl", "graphics"); {
 	case n > 1:
-		return errors.New("Can't specify more than one of VNC, SDL, --graphics or --nographics") //nolint:staticcheck // the original's words
+		return errors.New("Can't specify more than one of VNC, SDL, --graphics or --nographics")
 	case n == 0:
 		return nil
 	}
@@ -143,10 +143,10 @@ func convertGraphics(a *arguments) error {
 func convertDisks(a *arguments) error {
 	old := a.has("file") || a.has("file-size")
 	if a.has("nodisks") && (old || a.has("disk")) {
-		return errors.New("Cannot specify storage and use --nodisks") //nolint:staticcheck // the original's words
+		return errors.New("Cannot specify storage and use --nodisks")
 	}
 	if (old || a.has("nonsparse")) && a.has("disk") {
-		return errors.New("Cannot mix --file, --nonsparse, or --file-size with --disk options. Use --disk PATH[,size=SIZE][,sparse=yes|no]") //nolint:staticcheck // the original's words
+		return errors.New("Cannot mix --file, --nonsparse, or --file-size with --disk options. Use --disk PATH[,size=SIZE][,sparse=yes|no]")
 	}
 	if a.has("disk") {
 		return nil

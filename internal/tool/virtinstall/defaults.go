@@ -217,7 +217,7 @@ func completeTopology(t *domxml.Element, vcpu string) error {
 	}
 	product := one(sockets) * dies * one(cores) * one(threads)
 	if product != all {
-		return fmt.Errorf("Total CPUs implied by topology (sockets=%d * dies=%d * cores=%d * threads=%d == %d) does not match vCPU count %d", //nolint:staticcheck // the original's words
+		return fmt.Errorf("Total CPUs implied by topology (sockets=%d * dies=%d * cores=%d * threads=%d == %d) does not match vCPU count %d",
 			sockets, dies, cores, threads, product, all)
 	}
 	t.Attrs = nil

@@ -56,7 +56,7 @@ type platform struct{ osType, arch, virtType, machine, emulator string }
 // prefers, in the original's words where there is none.
 func (c *capabilities) choose(want platform) (platform, error) {
 	if len(c.guests) == 0 {
-		return want, fmt.Errorf("Host does not support any virtualization options") //nolint:staticcheck // the original's words
+		return want, fmt.Errorf("Host does not support any virtualization options")
 	}
 	guests := slices.Clone(c.guests)
 	keep := func(ok func(capsGuest) bool) bool {
@@ -65,12 +65,12 @@ func (c *capabilities) choose(want platform) (platform, error) {
 	}
 	switch {
 	case want.osType != "" && !keep(func(g capsGuest) bool { return g.osType == want.osType }):
-		return want, fmt.Errorf("Host does not support virtualization type '%s'", want.osType) //nolint:staticcheck // the original's words
+		return want, fmt.Errorf("Host does not support virtualization type '%s'", want.osType)
 	case want.arch != "" && !keep(func(g capsGuest) bool { return g.arch == want.arch }):
 		if want.osType != "" {
-			return want, fmt.Errorf("Host does not support virtualization type '%s' for architecture '%s'", want.osType, want.arch) //nolint:staticcheck // the original's words
+			return want, fmt.Errorf("Host does not support virtualization type '%s' for architecture '%s'", want.osType, want.arch)
 		}
-		return want, fmt.Errorf("Host does not support any virtualization options for architecture '%s'", want.arch) //nolint:staticcheck // the original's words
+		return want, fmt.Errorf("Host does not support any virtualization options for architecture '%s'", want.arch)
 	}
 	g := guests[0]
 	for _, other := range guests {
@@ -84,7 +84,7 @@ func (c *capabilities) choose(want platform) (platform, error) {
 		if want.machine != "" {
 			text += fmt.Sprintf(" with machine '%s'", want.machine)
 		}
-		return want, fmt.Errorf("Host does not support %s for virtualization type '%s' with architecture '%s'", text, g.osType, g.arch) //nolint:staticcheck // the original's words
+		return want, fmt.Errorf("Host does not support %s for virtualization type '%s' with architecture '%s'", text, g.osType, g.arch)
 	}
 	want.osType, want.arch, want.virtType = g.osType, g.arch, d.virtType
 	if want.emulator == "" {

@@ -58,10 +58,10 @@ func newInstallation(g *guest) (*installation, error) {
 	}
 	kernel := in.where != nil || in.kernel != "" || in.osName != ""
 	if len(in.cmdline) > 0 && !kernel {
-		return nil, errors.New("Kernel arguments are only supported with location or kernel installs.") //nolint:staticcheck // the original's words
+		return nil, errors.New("Kernel arguments are only supported with location or kernel installs.")
 	}
 	if len(in.injections) > 0 && !kernel {
-		return nil, errors.New("Install method does not support initrd injections.") //nolint:staticcheck // the original's words
+		return nil, errors.New("Install method does not support initrd injections.")
 	}
 	for _, name := range in.injections {
 		if st, err := os.Stat(name); err != nil {
@@ -78,7 +78,7 @@ func newInstallation(g *guest) (*installation, error) {
 		return nil, err
 	}
 	if in.cloud != nil && in.unattended != nil {
-		return nil, errors.New("--unattended and --cloud-init can not be specified together.") //nolint:staticcheck // the original's words
+		return nil, errors.New("--unattended and --cloud-init can not be specified together.")
 	}
 	return in, nil
 }
@@ -125,7 +125,7 @@ func (in *installation) setMedium(name string) error {
 		return nil
 	}
 	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("Validating install media '%s' failed: Must specify storage creation parameters for non-existent path '%s'.", name, path) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Validating install media '%s' failed: Must specify storage creation parameters for non-existent path '%s'.", name, path)
 	}
 	return nil
 }
@@ -175,7 +175,7 @@ func (in *installation) readInstall(text string) error {
 func (in *installation) useOS() error {
 	o, err := osDB().Lookup(in.osName)
 	if err != nil {
-		return fmt.Errorf("Unknown OS name '%s'. See `--osinfo list` for valid values.", in.osName) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Unknown OS name '%s'. See `--osinfo list` for valid values.", in.osName)
 	}
 	for _, t := range o.Trees() {
 		if t.Arch == "x86_64" && t.URL != "" {
@@ -197,14 +197,14 @@ func (in *installation) useOS() error {
 func (o option) read(text string) (*suboptions, error) {
 	given, err := o.parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("Error: --%s %s: %w", o.flag, text, err) //nolint:staticcheck // the original's words
+		return nil, fmt.Errorf("Error: --%s %s: %w", o.flag, text, err)
 	}
 	var unknown []suboption
 	for _, w := range given.list {
 		if !slices.ContainsFunc(o.subs(), func(s sub) bool { _, ok := s.match(w.key); return ok }) {
 			unknown = append(unknown, w)
 		} else if !w.given {
-			return nil, fmt.Errorf("Error: --%s %s: Option '%s' had no value set.", o.flag, text, w.key) //nolint:staticcheck // the original's words
+			return nil, fmt.Errorf("Error: --%s %s: Option '%s' had no value set.", o.flag, text, w.key)
 		}
 	}
 	if len(unknown) > 0 {

@@ -68,7 +68,7 @@ func checkSources(ctx context.Context, names ...string) error {
 		}
 		r, err := openSource(ctx, nil, name)
 		if err != nil {
-			return fmt.Errorf("Couldn't acquire file %s: %w", name, err) //nolint:staticcheck // the original's words
+			return fmt.Errorf("Couldn't acquire file %s: %w", name, err)
 		}
 		_ = r.Close()
 	}
@@ -130,7 +130,7 @@ func openSource(ctx context.Context, src tree, name string) (io.ReadCloser, erro
 func fetch(ctx context.Context, src tree, name string, w io.Writer) error {
 	r, err := openSource(ctx, src, name)
 	if err != nil {
-		return fmt.Errorf("Couldn't acquire file %s: %w", name, err) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Couldn't acquire file %s: %w", name, err)
 	}
 	defer func() { _ = r.Close() }()
 	_, err = io.Copy(w, contextReader{ctx, r})

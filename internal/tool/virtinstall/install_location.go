@@ -79,7 +79,7 @@ func (in *installation) readLocation(text string) error {
 			return err
 		}
 		if _, err := os.Stat(l.url); err != nil {
-			return fmt.Errorf("Validating install media '%s' failed: Must specify storage creation parameters for non-existent path '%s'.", name, l.url) //nolint:staticcheck // the original's words
+			return fmt.Errorf("Validating install media '%s' failed: Must specify storage creation parameters for non-existent path '%s'.", name, l.url)
 		}
 	}
 	in.where, in.bootdev = l, ""
@@ -95,7 +95,7 @@ func (l *location) noDistro(why string) error {
 	if _, folder := l.files.(dirTree); folder {
 		name = l.url
 	}
-	return fmt.Errorf("Error validating install location: Could not find an installable distribution at URL '%s'%s\n\nThe location must be the root directory of an install tree.\nSee virt-install man page for various distro examples.", name, why) //nolint:staticcheck // the original's words
+	return fmt.Errorf("Error validating install location: Could not find an installable distribution at URL '%s'%s\n\nThe location must be the root directory of an install tree.\nSee virt-install man page for various distro examples.", name, why)
 }
 
 // open finds out what the location is and what it holds.
@@ -313,7 +313,7 @@ func (l *location) check(ctx context.Context) error {
 			return l.unreachable(err)
 		}
 		if !ok {
-			return fmt.Errorf("Couldn't find kernel for install tree: %s has no %s", l.url, name) //nolint:staticcheck // the original's words
+			return fmt.Errorf("Couldn't find kernel for install tree: %s has no %s", l.url, name)
 		}
 	}
 	return nil

@@ -125,20 +125,20 @@ func (u *unattended) prepare(_ context.Context, in *installation) error {
 	kind := g.installerOf()
 	os := g.os.ShortID
 	if kind == noInstaller {
-		return fmt.Errorf("OS '%s' does not support unattended installation.", os) //nolint:staticcheck // the original's words
+		return fmt.Errorf("OS '%s' does not support unattended installation.", os)
 	}
 	if kind != windows && in.where == nil {
-		return fmt.Errorf("OS '%s' does not support required injection method 'cdrom'; use --location, which has the installer's kernel", os) //nolint:staticcheck // the original's words
+		return fmt.Errorf("OS '%s' does not support required injection method 'cdrom'; use --location, which has the installer's kernel", os)
 	}
 	if kind == windows && in.medium == "" {
 		return fmt.Errorf("OS '%s' is installed from a disc: --unattended needs --cdrom", os)
 	}
 	needsUser := kind == preseed || kind == autoinstall
 	if needsUser && u.user == "" {
-		return fmt.Errorf("%s requires the user-login to be set.", os) //nolint:staticcheck // the original's words
+		return fmt.Errorf("%s requires the user-login to be set.", os)
 	}
 	if needsUser && !u.passwordGiven {
-		return fmt.Errorf("%s requires the user-password to be set.", os) //nolint:staticcheck // the original's words
+		return fmt.Errorf("%s requires the user-password to be set.", os)
 	}
 	inject := func(name, text string) {
 		u.injections = append(u.injections, injection{name, func() ([]byte, error) { return []byte(text), nil }})

@@ -248,7 +248,7 @@ func (o option) apply(g *guest, text string) (*domxml.Element, error) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, fmt.Errorf("Error: --%s %s: %w", o.flag, text, err) //nolint:staticcheck // the original's words
+		return nil, fmt.Errorf("Error: --%s %s: %w", o.flag, text, err)
 	}
 	return el, nil
 }
@@ -346,7 +346,7 @@ func (o option) target(g *guest) *domxml.Element {
 // apply makes one sub-option take effect.
 func (s sub) apply(g *guest, el *domxml.Element, w suboption, index []int) error {
 	if !w.given {
-		return fmt.Errorf("Option '%s' had no value set.", w.key) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Option '%s' had no value set.", w.key)
 	}
 	if s.ignoreDefault && w.text == "default" {
 		return nil
@@ -455,7 +455,7 @@ func (o option) clear(_ *guest, el *domxml.Element, v value) error {
 	switch {
 	case !v.on():
 	case o.element == "":
-		return fmt.Errorf("Don't know how to clearxml for --%s", o.flag) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Don't know how to clearxml for --%s", o.flag)
 	default:
 		*el = domxml.Element{Name: el.Name}
 	}

@@ -37,7 +37,7 @@ func bootBefore(_ *guest, el *domxml.Element, given *suboptions) error {
 // refuseRefresh: the machine type of a machine that is being made is the
 // newest one already.
 func refuseRefresh(g *guest, _ *domxml.Element, _ value) error {
-	return fmt.Errorf("Don't know how to refresh machine type '%s'", g.machine()) //nolint:staticcheck // the original's words
+	return fmt.Errorf("Don't know how to refresh machine type '%s'", g.machine())
 }
 
 // setDomain sets something of the domain that is not below <os>.

@@ -121,7 +121,7 @@ func (g *guest) addSCSIController() {
 func setControllerAddress(_ *guest, el *domxml.Element, v value) error {
 	m := regexp.MustCompile(`^(?:([^:.]*):)?([^:.]*):([^:.]*)\.([^:.]*)$`).FindStringSubmatch(v.text)
 	if m == nil {
-		return fmt.Errorf("Expected PCI format string for '%s'", v.text) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Expected PCI format string for '%s'", v.text)
 	}
 	put(el, "address/@type", "pci")
 	for i, name := range []string{"domain", "bus", "slot", "function"} {

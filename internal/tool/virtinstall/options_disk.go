@@ -108,7 +108,7 @@ func beforeDisk(_ *guest, el *domxml.Element, given *suboptions) error {
 		given.set("shareable", "on")
 	case "", "rw":
 	default:
-		return fmt.Errorf("Unknown '%s' value '%s'", "perms", perms) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Unknown '%s' value '%s'", "perms", perms)
 	}
 	return nil
 }
@@ -194,7 +194,7 @@ func (g *guest) freeTarget(device, bus string) (string, error) {
 			return prefix + targetLetters(n), nil
 		}
 	}
-	return "", fmt.Errorf("Only %d disks for bus '%s' are supported", most, bus) //nolint:staticcheck // the original's words
+	return "", fmt.Errorf("Only %d disks for bus '%s' are supported", most, bus)
 }
 
 // targetLetters counts a, b, ..., z, aa, ab, ... from 1.

@@ -66,7 +66,7 @@ func (g *guest) findHostDevice(ctx context.Context, text string) (*domxml.Elemen
 	}
 	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("Did not find a matching node device for '%s'", text) //nolint:staticcheck // the original's words
+		return nil, fmt.Errorf("Did not find a matching node device for '%s'", text)
 	case 1:
 		return found[0], nil
 	}
@@ -92,7 +92,7 @@ func hostDeviceMatcher(text string) (func(*domxml.Element) bool, error) {
 		kind = "usb_device"
 		names, digits = []string{"vendor/@id", "product/@id"}, parts
 	default:
-		return nil, fmt.Errorf("Unknown hostdev address string format '%s'", text) //nolint:staticcheck // the original's words
+		return nil, fmt.Errorf("Unknown hostdev address string format '%s'", text)
 	}
 	want := make([]int64, len(digits))
 	for i, d := range digits {
@@ -153,7 +153,7 @@ func (g *guest) fillHostdev(ctx context.Context, el, dev *domxml.Element) error 
 	case "mdev":
 		return g.fillMdevHostdev(ctx, el, dev)
 	default:
-		return fmt.Errorf("Unsupported node device type '%s'", kind) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Unsupported node device type '%s'", kind)
 	}
 	return nil
 }

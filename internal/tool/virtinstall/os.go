@@ -37,7 +37,7 @@ func readOSChoice(a *arguments) (osChoice, error) {
 	}
 	given, err := osOption().parse(text)
 	if err != nil {
-		return c, fmt.Errorf("Error: --os-variant %s: %w", text, err) //nolint:staticcheck // the original's words
+		return c, fmt.Errorf("Error: --os-variant %s: %w", text, err)
 	}
 	c.detect, c.require = false, false
 	for _, o := range given.list {
@@ -52,7 +52,7 @@ func readOSChoice(a *arguments) (osChoice, error) {
 			return c, &unknownError{"os-variant", unknownOnly(given.list)}
 		}
 		if err != nil {
-			return c, fmt.Errorf("Error: --os-variant %s: %w", text, err) //nolint:staticcheck // the original's words
+			return c, fmt.Errorf("Error: --os-variant %s: %w", text, err)
 		}
 	}
 	return c, nil
@@ -139,13 +139,13 @@ func (g *guest) setOS(name string) error {
 	o, err := osDB().Lookup(name)
 	if errors.Is(err, osinfo.ErrUnknownOS) {
 		if strings.Contains(name, "://") {
-			return fmt.Errorf("Unknown libosinfo ID '%s'", name) //nolint:staticcheck // the original's words
+			return fmt.Errorf("Unknown libosinfo ID '%s'", name)
 		}
 		hint := ""
 		if _, near, ok := strings.Cut(err.Error(), "; did you mean "); ok {
 			hint = " Did you mean " + near
 		}
-		return fmt.Errorf("Unknown OS name '%s'. See `--osinfo list` for valid values.%s", name, hint) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Unknown OS name '%s'. See `--osinfo list` for valid values.%s", name, hint)
 	}
 	if err != nil {
 		return err

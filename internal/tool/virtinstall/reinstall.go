@@ -17,7 +17,7 @@ func (g *guest) reinstall(ctx context.Context, name string) (*installation, erro
 		return nil, err
 	}
 	if doc == nil {
-		return nil, fmt.Errorf("Domain not found: no domain with matching name '%s'", name) //nolint:staticcheck // the original's words
+		return nil, fmt.Errorf("Domain not found: no domain with matching name '%s'", name)
 	}
 	g.dom = doc
 	in, err := newInstallation(g)

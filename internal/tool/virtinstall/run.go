@@ -123,11 +123,11 @@ func (g *guest) print(ctx context.Context, in *installation) error {
 		docs = append(docs, first)
 	case "2":
 		if final == nil {
-			return errors.New("Requested installation does not have XML step 2") //nolint:staticcheck // the original's words
+			return errors.New("Requested installation does not have XML step 2")
 		}
 		docs = append(docs, final)
 	default:
-		return fmt.Errorf("Unknown XML step request '%s', must be 1, 2, or all", step) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Unknown XML step request '%s', must be 1, 2, or all", step)
 	}
 	var out strings.Builder
 	for _, d := range docs {

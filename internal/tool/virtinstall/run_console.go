@@ -2,7 +2,6 @@ package virtinstall
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -94,17 +93,17 @@ func attach(ctx context.Context, con io.ReadWriteCloser, in *os.File, out io.Wri
 			}
 		}
 	}()
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		_, err := io.Copy(out, con)
-		ended <- err
+		_, _ = io.Copy(out, con) // the machine's end shows as an error of the one or the other kind
+		close(ended)
 	}()
 	select {
 	case <-left:
 		return nil
 	case <-ended:
-		return nil // the machine's end shows as an error of the one or the other kind
+		return nil
 	case <-ctx.Done():
-		return errors.Join(ctx.Err())
+		return ctx.Err()
 	}
 }

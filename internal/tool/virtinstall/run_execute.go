@@ -81,7 +81,7 @@ func execute(ctx context.Context, g *guest, in *installation) error {
 	machine, err := e.make(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
-			return errors.New("Installation aborted at user request; nothing was kept") //nolint:staticcheck // the original's words
+			return errors.New("Installation aborted at user request; nothing was kept")
 		}
 		return err
 	}
@@ -94,7 +94,7 @@ func execute(ctx context.Context, g *guest, in *installation) error {
 	}
 	err = e.stay(ctx, machine)
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("Installation aborted at user request; the machine goes on") //nolint:staticcheck // the original's words
+		return fmt.Errorf("Installation aborted at user request; the machine goes on")
 	}
 	return err
 }
@@ -140,7 +140,7 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 		return nil, err
 	}
 	if there != nil && !a.has("reinstall") {
-		return nil, fmt.Errorf("Guest name '%s' is already in use.", name) //nolint:staticcheck // the original's words
+		return nil, fmt.Errorf("Guest name '%s' is already in use.", name)
 	}
 	if err := g.secureGraphics(docs...); err != nil {
 		return nil, err
@@ -264,7 +264,7 @@ func (e *execution) waitFor(ctx context.Context, m instance) (ending, error) {
 	defer cancel()
 	how, err := m.waitEnd(limited)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		return how, errors.New("Installation has exceeded specified time limit. Exiting application.") //nolint:staticcheck // the original's words
+		return how, errors.New("Installation has exceeded specified time limit. Exiting application.")
 	}
 	return how, err
 }
@@ -272,7 +272,7 @@ func (e *execution) waitFor(ctx context.Context, m instance) (ending, error) {
 // finish is what follows the end of the first run.
 func (e *execution) finish(ctx context.Context, m instance, how ending) error {
 	if how == endedBadly {
-		return errors.New("Domain has crashed.") //nolint:staticcheck // the original's words
+		return errors.New("Domain has crashed.")
 	}
 	e.g.say("Domain creation completed.")
 	switch {

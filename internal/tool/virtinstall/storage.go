@@ -63,7 +63,7 @@ func (g *guest) planDisk(el *domxml.Element, given *suboptions) error {
 	if text, ok := given.get("size"); ok {
 		size, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
 		if err != nil {
-			return fmt.Errorf("Improper value for 'size': could not convert string to float: '%s'", text) //nolint:staticcheck // the original's words
+			return fmt.Errorf("Improper value for 'size': could not convert string to float: '%s'", text)
 		}
 		if !(size >= 0 && size < math.MaxInt64/(1<<30)) {
 			return fmt.Errorf("size=%s: it is a number of GiB, 0 or more and below 8 EiB", text)
@@ -80,7 +80,7 @@ func (g *guest) planDisk(el *domxml.Element, given *suboptions) error {
 	if d.volume != "" {
 		pool, volume, ok := strings.Cut(d.volume, "/")
 		if !ok || pool == "" || volume == "" {
-			return errors.New("Storage volume must be specified as vol=poolname/volname") //nolint:staticcheck // the original's words
+			return errors.New("Storage volume must be specified as vol=poolname/volname")
 		}
 		d.pool, d.volume = pool, volume
 	}
@@ -97,7 +97,7 @@ func (d *disk) wrap(err error) error {
 	if err == nil || d.option == "" || errors.As(err, &check) {
 		return err
 	}
-	return fmt.Errorf("Error: --disk %s: %w", d.option, err) //nolint:staticcheck // the original's words
+	return fmt.Errorf("Error: --disk %s: %w", d.option, err)
 }
 
 // device is what the guest sees: "disk", "cdrom", "floppy", "lun".
@@ -188,7 +188,7 @@ func (g *guest) resolveDisk(ctx context.Context, d *disk) error {
 		d.setType("file")
 		return nil
 	}
-	return fmt.Errorf("Device type '%s' requires a path", d.device()) //nolint:staticcheck // the original's words
+	return fmt.Errorf("Device type '%s' requires a path", d.device())
 }
 
 // setType gives the element its type where none was given.

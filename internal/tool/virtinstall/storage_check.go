@@ -73,7 +73,7 @@ func (g *guest) checkSpace(ctx context.Context, d *disk) error {
 		return err
 	}
 	if d.full {
-		return fmt.Errorf("There is not enough free space on the storage pool to create the volume. (%d M requested allocation > %d M available)", d.size>>20, free>>20) //nolint:staticcheck // the original's words
+		return fmt.Errorf("There is not enough free space on the storage pool to create the volume. (%d M requested allocation > %d M available)", d.size>>20, free>>20)
 	}
 	if d.backing != "" {
 		return nil // most of it is in the backing file

@@ -76,7 +76,7 @@ func (g *guest) createDisks(ctx context.Context, u *undo) error {
 		}
 		g.progress("Allocating '%s'", filepath.Base(d.file))
 		if err := g.createDisk(ctx, d, u); err != nil {
-			return fmt.Errorf("Couldn't create storage volume '%s': %w", filepath.Base(d.file), err) //nolint:staticcheck // the original's words
+			return fmt.Errorf("Couldn't create storage volume '%s': %w", filepath.Base(d.file), err)
 		}
 	}
 	return nil

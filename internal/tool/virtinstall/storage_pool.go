@@ -56,7 +56,7 @@ func (g *guest) resolveVolume(ctx context.Context, d *disk) error {
 // resolvePoolNew is a new disk in a pool, whose messages name the volume.
 func (g *guest) resolvePoolNew(ctx context.Context, d *disk) error {
 	if d.size == 0 && d.backing == "" {
-		return fmt.Errorf("Size must be specified for non existent volume '%s'", filepath.Base(d.file)) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Size must be specified for non existent volume '%s'", filepath.Base(d.file))
 	}
 	return g.resolveNew(ctx, d)
 }

@@ -135,7 +135,7 @@ func noFolder(dir string, err error) error {
 		text = errno.Error()
 		text = strings.ToUpper(text[:1]) + text[1:] // as the C library writes it
 	}
-	return fmt.Errorf("Could not start storage pool: cannot open directory '%s': %s", dir, text) //nolint:staticcheck // the original's words
+	return fmt.Errorf("Could not start storage pool: cannot open directory '%s': %s", dir, text)
 }
 
 // resolveNew is a disk that is to be made at d.file.
@@ -146,9 +146,9 @@ func (g *guest) resolveNew(ctx context.Context, d *disk) error {
 			if _, err := os.Stat(filepath.Dir(d.file)); err != nil && !g.remote() {
 				return noFolder(filepath.Dir(d.file), err)
 			}
-			return fmt.Errorf("Size must be specified for non existent volume '%s'", name) //nolint:staticcheck // the original's words
+			return fmt.Errorf("Size must be specified for non existent volume '%s'", name)
 		}
-		return fmt.Errorf("Must specify storage creation parameters for non-existent path '%s'.", d.file) //nolint:staticcheck // the original's words
+		return fmt.Errorf("Must specify storage creation parameters for non-existent path '%s'.", d.file)
 	}
 	if st, err := os.Stat(filepath.Dir(d.file)); !g.remote() && d.inPool == "" && (err != nil || !st.IsDir()) {
 		if err == nil {

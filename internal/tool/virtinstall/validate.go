@@ -27,7 +27,7 @@ func (g *guest) validate(ctx context.Context, in *installation) error {
 		return errors.New(text)
 	}
 	if g.dom.Get("launchSecurity/@type") == "sev" && (!g.q35() || !g.uefi()) {
-		return errors.New("SEV launch security requires a Q35 UEFI machine") //nolint:staticcheck // the original's words
+		return errors.New("SEV launch security requires a Q35 UEFI machine")
 	}
 	if err := g.checkMACs(ctx); err != nil {
 		return err

@@ -89,7 +89,7 @@ func (g *guest) parseXMLEdits() error {
 			o := option{flag: "xml", subs: xpathSubs}
 			given, err := o.parse(text)
 			if err != nil {
-				return fmt.Errorf("Error: --xml %s: %w", text, err) //nolint:staticcheck // the original's words
+				return fmt.Errorf("Error: --xml %s: %w", text, err)
 			}
 			e.set = ""
 			for _, w := range given.list {
@@ -190,7 +190,7 @@ func (e edit) apply(doc, at *domxml.Element) error {
 	if !e.valued {
 		var ok bool
 		if path, text, ok = cutAssignment(e.set); !ok {
-			return fmt.Errorf("%s: Setting xpath must be in the form of XPATH=VALUE", e.set) //nolint:staticcheck // the original's words
+			return fmt.Errorf("%s: Setting xpath must be in the form of XPATH=VALUE", e.set)
 		}
 	}
 	found, err := evaluate(doc, at, path)
