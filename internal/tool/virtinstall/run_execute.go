@@ -114,6 +114,7 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 	if err != nil {
 		return nil, err
 	}
+	g.warnDrivers(final)
 	docs := []*domxml.Element{final}
 	if first != nil {
 		docs = append(docs, first)
