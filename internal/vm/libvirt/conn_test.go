@@ -99,21 +99,24 @@ func TestSSH(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// This ssh runs its last argument here, and says what it was given.
+	// This ssh runs its last argument where the daemon's sockets are in their
+	// usual places, and says what it was given.
 	put("ssh", `echo "$@" > `+bin+`/args
 for last; do :; done
-exec sh -c "$last"`)
+exec `+strings.Join(d.Command(t, "sh").Args, " ")+` -c "$last"`)
 	put("deaf", "echo 'Permission denied (publickey).' >&2; exit 255")
-	uri := fmt.Sprintf("qemu+ssh://me@host.example:2222/system?socket=%s&command=%s/ssh&keyfile=/k&no_tty=1", socket, bin)
-	c, err := Connect(t.Context(), uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if v, err := c.Version(t.Context()); err != nil || v.Major < 5 || !c.Remote() {
-		t.Errorf("version %v, %v, remote %v", v, err, c.Remote())
-	}
-	if err := c.Close(); err != nil {
-		t.Error(err)
+	for _, more := range []string{"socket=" + socket, "", "proxy=native", "proxy=netcat"} {
+		c, err := Connect(t.Context(), fmt.Sprintf("qemu+ssh://me@host.example:2222/system?command=%s/ssh&keyfile=/k&no_tty=1&%s", bin, more))
+		if err != nil {
+			t.Errorf("%s: %v", more, err)
+			continue
+		}
+		if v, err := c.Version(t.Context()); err != nil || v.Major < 5 || !c.Remote() {
+			t.Errorf("%s: version %v, %v, remote %v", more, v, err, c.Remote())
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	args, err := os.ReadFile(filepath.Join(bin, "args"))
 	if err != nil || !strings.HasPrefix(string(args), "-T -e none -p 2222 -l me -i /k -o BatchMode=yes -- host.example sh -c ") {

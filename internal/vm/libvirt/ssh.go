@@ -75,12 +75,10 @@ func (p place) sshArgs() []string {
 }
 
 // remoteScript joins the other host's socket with ssh: virt-ssh-helper knows
-// where it is; netcat is for hosts that are older than it.
+// where it is; netcat is for hosts that are older than it, and for a socket
+// that was named, which the helper does not heed.
 func (p place) remoteScript() string {
 	helper := "virt-ssh-helper " + shellQuote(p.name)
-	if p.socket != "" {
-		helper = "virt-ssh-helper " + shellQuote(p.name+"?socket="+p.socket)
-	}
 	nc := p.netcat
 	if nc == "" {
 		nc = "nc"
@@ -93,10 +91,10 @@ func (p place) remoteScript() string {
 	// A netcat that knows -N or -q must be told to end with its input.
 	netcat := fmt.Sprintf(`h=$(%s -h 2>&1); case $h in *" -N"*) e=-N;; *" -q "*) e=-q0;; *) e=;; esac; exec %s $e -U %s`, nc, nc, shellQuote(socket))
 	switch {
-	case p.proxy == "netcat", p.netcat != "":
-		return netcat
 	case p.proxy == "native":
 		return "exec " + helper
+	case p.proxy == "netcat", p.netcat != "", p.socket != "":
+		return netcat
 	}
 	return "if command -v virt-ssh-helper >/dev/null 2>&1; then exec " + helper + "; fi; " + netcat
 }

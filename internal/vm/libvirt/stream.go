@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -33,8 +34,35 @@ const maxScreenshot = 256 << 20
 // ErrNoScreen: the domain has no screen, or is not running.
 var ErrNoScreen = errors.New("the screen cannot be read")
 
+// screenshotTries is how often a picture is asked for that comes without its
+// end, or without any of it, as libvirt's stream of a file now and then does
+// while the machine is just starting.
+const screenshotTries = 5
+
 // Screenshot returns the picture of the domain's first screen.
 func (d *Domain) Screenshot(ctx context.Context) (screen.Picture, error) {
+	for try := 1; ; try++ {
+		data, err := d.screenshot(ctx)
+		if err != nil {
+			return screen.Picture{}, fmt.Errorf("%w: %w", ErrNoScreen, err)
+		}
+		pic, err := readPicture(data)
+		if err == nil {
+			return pic, nil
+		}
+		if try == screenshotTries {
+			return screen.Picture{}, fmt.Errorf("%w: libvirt's picture of %d bytes: %w", ErrNoScreen, len(data), err)
+		}
+		select {
+		case <-ctx.Done():
+			return screen.Picture{}, fmt.Errorf("%w: %w", ErrNoScreen, ctx.Err())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// screenshot asks for the picture once, and returns the bytes that came.
+func (d *Domain) screenshot(ctx context.Context) ([]byte, error) {
 	b := &bounded{limit: maxScreenshot}
 	_, err := alone(ctx, d.conn, d.op("screenshot of"), func(l *golibvirt.Libvirt) (struct{}, error) {
 		_, err := l.DomainScreenshot(d.dom, b, 0, 0)
@@ -44,23 +72,19 @@ func (d *Domain) Screenshot(ctx context.Context) (screen.Picture, error) {
 		}
 		return struct{}{}, err
 	})
-	if err != nil {
-		return screen.Picture{}, fmt.Errorf("%w: %w", ErrNoScreen, err)
-	}
 	data, over := b.take()
-	if over {
-		return screen.Picture{}, fmt.Errorf("%w: the picture has more than %d bytes", ErrNoScreen, maxScreenshot)
+	if err == nil && over {
+		err = fmt.Errorf("the picture has more than %d bytes", maxScreenshot)
 	}
-	var pic screen.Picture
+	return data, err
+}
+
+// readPicture reads what QEMU draws: PNG where libvirt knows that it can.
+func readPicture(data []byte) (screen.Picture, error) {
 	if bytes.HasPrefix(data, []byte("\x89PNG")) {
-		pic, err = screen.ReadPNG(bytes.NewReader(data))
-	} else {
-		pic, err = screen.ReadPPM(bytes.NewReader(data))
+		return screen.ReadPNG(bytes.NewReader(data))
 	}
-	if err != nil {
-		return screen.Picture{}, fmt.Errorf("%w: libvirt's picture: %w", ErrNoScreen, err)
-	}
-	return pic, nil
+	return screen.ReadPPM(bytes.NewReader(data))
 }
 
 // bounded is a writer that keeps up to limit bytes and never fails, as the RPC
