@@ -1,9 +1,11 @@
 package virtinstall
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/lamina-vm/lamina/internal/vm/domxml"
@@ -23,7 +25,7 @@ func run(ctx context.Context, words []string, std Streams) error {
 	if err := convertOld(g); err != nil {
 		return err
 	}
-	if g.host, err = connect(ctx, a.get("connect")); err != nil {
+	if g.host, err = connect(ctx, cmp.Or(a.get("connect"), os.Getenv(envConnect))); err != nil {
 		return err
 	}
 	defer func() { _ = g.host.close() }()
@@ -39,6 +41,10 @@ func run(ctx context.Context, words []string, std Streams) error {
 	}
 	return execute(ctx, g, in)
 }
+
+// envConnect is the variable with the URI for a command line without --connect,
+// as for the verbs of lamina.
+const envConnect = "LAMINA_CONNECT"
 
 // build makes the documents of what the command line asks for, in the
 // original's order of effects, as one stage uses what earlier ones decided.

@@ -1,7 +1,9 @@
 package virtinstall
 
 import (
+	"io"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lamina-vm/lamina/internal/vm/domxml"
@@ -35,5 +37,13 @@ func TestMissingDrivers(t *testing.T) {
 		if got := missingDrivers(el, o); !slices.Equal(got, c.want) {
 			t.Errorf("%s on %s: %q, want %q", c.os, c.bus, got, c.want)
 		}
+	}
+}
+
+func TestConnectVariable(t *testing.T) {
+	t.Setenv(envConnect, "nope:///x")
+	err := run(t.Context(), []string{"--name", "x", "--memory", "64", "--import", "--disk", "none", "--osinfo", "generic", "--print-xml"}, Streams{Out: io.Discard, Err: io.Discard})
+	if err == nil || !strings.Contains(err.Error(), "nope:///x") {
+		t.Errorf("%s is not heeded: %v", envConnect, err)
 	}
 }
