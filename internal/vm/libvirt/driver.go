@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
 	"github.com/lamina-vm/lamina/internal/vm/domain"
@@ -75,7 +73,7 @@ func (d *Driver) startOn(ctx context.Context, conn *Conn, spec vm.Spec, dir stri
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(ctx, dir)
+	unlock, err := home.LockFolder(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -356,29 +354,6 @@ func rotateLog(dir string) error {
 	return f.Close()
 }
 
-// lockDir takes the folder's lock, which is held while a machine is started,
-// adopted or cleaned up.
-func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("lock %s, which another start or stop holds: %w", dir, ctx.Err()), f.Close())
-		}
-	}
-}
-
 // Adopt implements [vm.Driver].
 func (d *Driver) Adopt(ctx context.Context, dir string) (vm.Machine, error) {
 	m, err := d.adopt(ctx, dir)
@@ -422,7 +397,7 @@ func (d *Driver) inside(ctx context.Context, dir string, f func(*Conn, string, *
 	if err != nil {
 		return err
 	}
-	unlock, err := lockDir(ctx, dir)
+	unlock, err := home.LockFolder(ctx, dir)
 	if err != nil {
 		return err
 	}

@@ -320,7 +320,7 @@ func (m *machine) finish(conn *Conn) {
 func (m *machine) cleanUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), changeTimeout)
 	defer cancel()
-	unlock, err := lockDir(ctx, m.dir)
+	unlock, err := home.LockFolder(ctx, m.dir)
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func (d *Driver) start(ctx context.Context, spec vm.Spec, dir string) (*machine,
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(ctx, dir)
+	unlock, err := home.LockFolder(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +298,7 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(ctx, dir)
+	unlock, err := home.LockFolder(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -343,7 +343,7 @@ func (d *Driver) killIn(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := lockDir(ctx, dir)
+	unlock, err := home.LockFolder(ctx, dir)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -83,7 +84,7 @@ func (m *machine) change(f func(*record)) error {
 	// not come back.
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
-	unlock, err := lockDir(ctx, m.dir)
+	unlock, err := home.LockFolder(ctx, m.dir)
 	if err != nil {
 		return err
 	}

@@ -182,7 +182,7 @@ func (m *machine) drain(events <-chan qmp.Event) {
 func (m *machine) cleanUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
-	unlock, err := lockDir(ctx, m.dir)
+	unlock, err := home.LockFolder(ctx, m.dir)
 	if err != nil {
 		return err
 	}
