@@ -198,7 +198,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 
 // stays are the files that a home keeps when the last machine and template
 // are gone.
-var stays = []string{"cache/kvm.json", "id_ed25519", "id_ed25519.pub", "laminad.log", "laminad.lock", "run/start.lock",
+var stays = []string{"autostarted", "cache/kvm.json", "id_ed25519", "id_ed25519.pub", "laminad.log", "laminad.lock", "run/start.lock",
 	"run/laminad.sock", "state.db", "state.db-shm", "state.db-wal"}
 
 // nothingLeft requires that no process of the home but the daemon runs, and
