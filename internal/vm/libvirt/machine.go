@@ -23,6 +23,7 @@ type machine struct {
 	record record
 
 	ended, released chan struct{} // as their names say; exit is set before ended
+	ending          chan struct{} // closed when the domain has ended, before its connection is
 	releaseOnce     sync.Once
 
 	// plugging is held while a device comes, goes or changes.
@@ -55,7 +56,7 @@ var errReleased = errors.New("machine was released by this process")
 
 // attach subscribes to a domain's events.
 func attach(ctx context.Context, conn *Conn, dom *Domain, r record, dir string) (*machine, error) {
-	m := &machine{dir: dir, record: r, ended: make(chan struct{}), released: make(chan struct{})}
+	m := &machine{dir: dir, record: r, ending: make(chan struct{}), ended: make(chan struct{}), released: make(chan struct{})}
 	l, err := newLink(ctx, conn, dom)
 	if err != nil {
 		return nil, err
@@ -312,6 +313,7 @@ func (m *machine) finish(conn *Conn) {
 		m.exit.Reason += fmt.Sprintf(" (left behind: %v)", err)
 		m.mu.Unlock()
 	}
+	close(m.ending)  // whoever's answer is lost with the connection learns why
 	_ = conn.Close() // nothing is asked of it any more
 	close(m.ended)
 }
@@ -377,13 +379,24 @@ func (m *machine) asked(err error) error {
 	if err == nil {
 		return nil
 	}
-	if m.hasEnded() || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) {
+	if m.isEnding() || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) {
 		return fmt.Errorf("%w: %w", vm.ErrNotRunning, err)
 	}
 	if m.isReleased() {
 		return errReleased
 	}
 	return err
+}
+
+// isEnding says whether the domain has ended; its supervisor may still be about
+// to say so.
+func (m *machine) isEnding() bool {
+	select {
+	case <-m.ending:
+		return true
+	default:
+		return false
+	}
 }
 
 func (m *machine) hasEnded() bool {
