@@ -81,7 +81,7 @@ func (d Disk) withDefaults(machine string, index int) Disk {
 		d.ReadOnly = true
 	}
 	if d.Bus == BusNVMe && d.Serial == "" { // the controller cannot be without
-		d.Serial = fmt.Sprintf("nvme%d", index)
+		d.Serial = fmt.Sprintf("nvme%d-%s", index, NewUUID()[:8]) // two with the same one are one to the guest
 	}
 	return d
 }

@@ -300,3 +300,11 @@ func TestMakers(t *testing.T) {
 		seen[u] = true
 	}
 }
+
+// TestNVMeSerials: two with the same one are one to the guest.
+func TestNVMeSerials(t *testing.T) {
+	one, two := Spec{}.DiskWithDefaults(Disk{Bus: BusNVMe}), Spec{}.DiskWithDefaults(Disk{Bus: BusNVMe})
+	if one.Serial == "" || one.Serial == two.Serial || (Spec{}).DiskWithDefaults(one).Serial != one.Serial {
+		t.Errorf("%q, %q", one.Serial, two.Serial)
+	}
+}

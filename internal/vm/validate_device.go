@@ -135,6 +135,9 @@ func (s Spec) validateFilesystems(f *findings) {
 			f.add(field+".target", x.Target+" is there twice", "use another")
 		}
 		seen[x.Target] = true
+		if x.Driver == "virtiofs" && strings.ContainsAny(x.Source, `,\`) {
+			f.add(field+".source", fmt.Sprintf("virtiofsd cannot be told of %q: it holds a comma or a backslash", x.Source), "rename the folder, or use 9p")
+		}
 		if x.Driver == "virtiofs" && x.ReadOnly {
 			f.add(field+".readOnly", "virtiofs has no read-only mode", "use 9p, or mount it read-only in the guest")
 		}

@@ -59,7 +59,9 @@ func (d Display) validate(f *findings, field string) {
 	if d.Type == DisplayVNC && d.Port > 0 && d.Port < 5900 {
 		f.add(field+".port", fmt.Sprintf("VNC's ports begin at 5900, and this is %d", d.Port), "use 5900 or more, or -1 to have one chosen")
 	}
-	if d.Exposed() && d.Password == "" && d.TLS == "" && !d.Insecure {
+	// SPICE has a plain port beside the one with TLS, unless it has only that.
+	tls := d.TLS != "" && (d.Type != DisplaySPICE || d.TLSPort != 0 && d.Port == 0)
+	if d.Exposed() && d.Password == "" && !tls && !d.Insecure {
 		f.add(field+".listen", fmt.Sprintf("anybody who reaches %s could use the machine's screen and keyboard", d.Listen), "set a password or TLS, listen on 127.0.0.1 and use an SSH tunnel, or say that insecure is what you want")
 	}
 	d.validateAccess(f, field)

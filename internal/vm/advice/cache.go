@@ -23,7 +23,7 @@ type CacheFacts struct {
 func Caches() []CacheFacts {
 	return []CacheFacts{
 		{Mode: vm.CacheNone, Direct: true, WriteCache: true, Durable: "when the guest has flushed", Migratable: true, Speed: "fast; reads are never served from the host's memory",
-			text: "The image is opened with O_DIRECT, so nothing is cached twice, in the guest and in the host. The guest is told of a write cache (the disk's own) and flushes it; flushed data survives a power loss of the host. The file system must take O_DIRECT, and the host's sector size must not be larger than the disk's that the guest sees. It is what live migration wants."},
+			text: "The image is opened with O_DIRECT, so nothing is cached twice, in the guest and in the host. The guest is told of a write cache (the disk's own) and flushes it; flushed data survives a power loss of the host. The file system must take O_DIRECT; where the host's sectors are larger than those that the guest sees, QEMU reads and rewrites what is smaller, which is slower. It is what live migration wants."},
 		{Mode: vm.CacheWriteback, HostCache: true, WriteCache: true, Durable: "when the guest has flushed", Speed: "fast; reads may come from the host's memory",
 			text: "Writes are done when they are in the host's page cache. The guest is told of a write cache and flushes it, so a guest whose file system uses barriers (all of today's do) loses no flushed data in a power loss of the host. It works on every file system. Two copies of the data compete for memory, the guest's and the host's."},
 		{Mode: vm.CacheWritethrough, HostCache: true, Durable: "at once", Speed: "slow writes, fast reads",

@@ -44,7 +44,7 @@ func (c config) displayArgs() []string {
 func vncArgs(d vm.Display) []string {
 	var args, p []string
 	if d.TLS != "" {
-		args = append(args, "-object", device("tls-creds-x509", "id", "vnc-tls", "dir", d.TLS, "endpoint", "server", "verify-peer", "off"))
+		args = append(args, "-object", device("tls-creds-x509", "id", "vnc-tls", "dir", d.TLS, "endpoint", "server", "verify-peer", onOff(d.Password == ""))) // without a password, the viewer's certificate is what lets it in
 		p = append(p, "tls-creds", "vnc-tls")
 	}
 	p = append(p, "password", onIf(d.Password != ""), "share", d.SharePolicy)

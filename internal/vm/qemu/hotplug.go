@@ -123,6 +123,10 @@ func (m *machine) PlugDisk(ctx context.Context, d vm.Disk) (vm.Disk, error) {
 	if err != nil {
 		return vm.Disk{}, err
 	}
+	// Seen through whatever becomes of the caller: a device_add that is under way
+	// cannot be taken back.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
 	m.mu.Lock()
 	r := m.record
 	r.fillIDs()
@@ -318,6 +322,9 @@ func (m *machine) nodesOf(ctx context.Context, id string) ([]string, error) {
 func (r *record) dropDisk(id string) {
 	for i, other := range r.DiskIDs {
 		if other == id {
+			for j, name := range r.Spec.DiskNames() { // those of the others stay as they are
+				r.Spec.Disks[j].Target = name
+			}
 			r.DiskIDs = append(r.DiskIDs[:i:i], r.DiskIDs[i+1:]...)
 			r.Spec.Disks = append(r.Spec.Disks[:i:i], r.Spec.Disks[i+1:]...)
 			return

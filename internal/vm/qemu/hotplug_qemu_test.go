@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +128,12 @@ func TestBridge(t *testing.T) {
 	if _, err := m.(vm.NICPlugger).PlugNIC(t.Context(), vm.NIC{Type: vm.NICBridge, Bridge: bridge}); err != nil {
 		t.Error(err)
 	}
+	for _, member := range members() { // else one of them becomes the bridge's own
+		i, err := net.InterfaceByName(filepath.Base(member))
+		if err != nil || i.HardwareAddr[0] != 0xfe {
+			t.Errorf("%s: address %v, %v", member, i, err)
+		}
+	}
 	if n := len(members()); n != 3 {
 		t.Errorf("%d devices on the bridge, want 3", n)
 	}
@@ -143,5 +151,15 @@ func TestBridge(t *testing.T) {
 	}
 	if n := len(members()); n != 0 {
 		t.Errorf("a start that failed leaves %d devices on the bridge", n)
+	}
+}
+
+// TestGoneDisk: the others keep their names.
+func TestGoneDisk(t *testing.T) {
+	disk := vm.Disk{Bus: vm.BusVirtio}
+	r := record{Spec: vm.Spec{Disks: []vm.Disk{disk, disk, disk}}, DiskIDs: []string{"disk0", "disk1", "disk2"}}
+	r.dropDisk("disk1")
+	if got := r.Spec.DiskNames(); !slices.Equal(got, []string{"vda", "vdc"}) {
+		t.Error(got)
 	}
 }

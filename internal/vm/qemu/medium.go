@@ -59,6 +59,10 @@ func (m *machine) changeMedium(ctx context.Context, name string, medium *vm.Medi
 		}
 		u.add("blockdev-del", map[string]string{"node-name": node})
 	}
+	// Seen through whatever becomes of the caller: what is in the drive and what the
+	// record says are one.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
 	if err := m.takeOut(ctx, id, force); err != nil {
 		return u.run(err)
 	}

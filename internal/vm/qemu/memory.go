@@ -11,6 +11,9 @@ import (
 const (
 	memoryID   = "ram0"
 	memoryFile = "memory.ram" // in the machine's folder
+	// memoryFiles is the pattern of that and of those of the NUMA cells. QEMU leaves
+	// them behind, and takes none that has another size than its memory.
+	memoryFiles = "memory*.ram"
 )
 
 // sharedMemory reports whether another process maps the guest's memory.

@@ -23,6 +23,9 @@ func (m *machine) PlugNIC(ctx context.Context, n vm.NIC) (vm.NIC, error) {
 	if err != nil {
 		return vm.NIC{}, err
 	}
+	// Seen through whatever becomes of the caller, as with a disk.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
 	m.mu.Lock()
 	r := m.record
 	r.fillIDs()

@@ -82,7 +82,7 @@ func (r record) removeRuntime(ctx context.Context, dir string) error {
 func removeRuntime(dir string) error {
 	names := []string{home.PIDFile, home.RunFile + ".new"}
 	var errs []error
-	for _, pattern := range []string{home.ScreenFiles, home.Sockets} {
+	for _, pattern := range []string{home.ScreenFiles, home.Sockets, memoryFiles} {
 		found, err := filepath.Glob(filepath.Join(escapeGlob(dir), pattern))
 		errs = append(errs, err)
 		for _, f := range found {

@@ -31,3 +31,19 @@ func TestLastWords(t *testing.T) {
 		t.Errorf("no log: %q", got)
 	}
 }
+
+// TestMemoryFilesGo: QEMU leaves them behind, with the guest's memory in them.
+func TestMemoryFilesGo(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{memoryFile, "memory1.ram"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeRuntime(dir); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
+	}
+}

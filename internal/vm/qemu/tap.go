@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -53,7 +54,7 @@ func openTap(n vm.NIC) (files []*os.File, err error) {
 		files, name = append(files, f), got
 	}
 	if n.Type == vm.NICBridge {
-		err = joinBridge(name, n.Bridge, n.MTU)
+		err = joinBridge(name, n.Bridge, n.MTU, n.MAC)
 	}
 	return files, err
 }
@@ -87,7 +88,7 @@ func openTapQueue(name string, multi, fresh bool) (*os.File, string, error) {
 }
 
 // joinBridge puts a device on a bridge and brings it up.
-func joinBridge(name, bridge string, mtu int) error {
+func joinBridge(name, bridge string, mtu int, mac string) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -107,6 +108,16 @@ func joinBridge(name, bridge string, mtu int) error {
 	if err != nil {
 		return err
 	}
+	host, err := net.InterfaceByName(bridge)
+	if err != nil {
+		return err
+	}
+	if mtu == 0 { // else the bridge takes the smaller one, for all of its ports
+		mtu = host.MTU
+	}
+	if err := setAddress(s, name, mac); err != nil {
+		return fmt.Errorf("address of %s: %w", name, err)
+	}
 	if mtu > 0 {
 		if err := request(name, unix.SIOCSIFMTU, func(r *unix.Ifreq) { r.SetUint32(uint32(mtu)) }); err != nil {
 			return fmt.Errorf("MTU of %s: %w", name, err)
@@ -117,6 +128,32 @@ func joinBridge(name, bridge string, mtu int) error {
 	}
 	if err := request(name, unix.SIOCSIFFLAGS, func(r *unix.Ifreq) { r.SetUint16(unix.IFF_UP) }); err != nil {
 		return fmt.Errorf("bring %s up: %w", name, err)
+	}
+	return nil
+}
+
+// setAddress gives a tap device the card's address with a high first byte: a
+// bridge takes the lowest of its ports' for its own, which must not change when
+// a machine starts or ends.
+func setAddress(s int, name, mac string) error {
+	hw, err := net.ParseMAC(mac)
+	if err != nil {
+		return err
+	}
+	var r struct { // struct ifreq
+		name   [unix.IFNAMSIZ]byte
+		family uint16
+		data   [22]byte
+	}
+	copy(r.name[:unix.IFNAMSIZ-1], name)
+	r.family = unix.ARPHRD_ETHER
+	copy(r.data[:], hw)
+	r.data[0] = 0xfe
+	if hw[0] == 0xfe {
+		r.data[0] = 0xfa // the guest's own is another
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCSIFHWADDR, uintptr(unsafe.Pointer(&r))); errno != 0 {
+		return errno
 	}
 	return nil
 }
