@@ -63,7 +63,7 @@ func (f *machineFlags) register(cmd *cobra.Command) {
 	choice(cmd, &f.machine, "machine", "machine `TYPE`", machines)
 	fs.StringVar(&f.vnc, "vnc", "", "VNC: unix (a socket in the machine's folder), none, or `ADDR:DISPLAY` (default unix)")
 	fs.StringVar(&f.vncPassword, "vnc-password", "", "`PASSWORD` that VNC asks for, of which 8 characters count; - asks for it on the terminal")
-	fs.StringVar(&f.vncTLS, "vnc-tls", "", "`FOLDER` with VNC's server-cert.pem, server-key.pem and ca-cert.pem")
+	fs.StringVar(&f.vncTLS, "vnc-tls", "", "`FOLDER` with VNC's server-cert.pem, server-key.pem and ca-cert.pem; without a password, viewers need a certificate of that CA")
 	fs.BoolVar(&f.insecure, "insecure-graphics", false, "let everybody who reaches the address of --vnc use the screen, without password and TLS")
 	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "forward `[ADDR:][HOSTPORT:]PORT[/udp]` of the host to the guest's port; may be repeated")
 	fs.StringVar(&f.hostname, "hostname", "", "the guest's host `NAME` (default the machine's name)")
