@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/lamina-vm/lamina/internal/vm/domxml"
+	"github.com/lamina-vm/lamina/internal/vm/libvirt"
 )
 
 // staged is a file that the first run of the machine needs: a kernel, an
@@ -104,16 +105,7 @@ func (in *installation) upload(ctx context.Context, f *staged, u *undo) error {
 	el.AddText("name", filepath.Base(f.path))
 	el.AddText("capacity", fmt.Sprint(size))
 	el.Add(domxml.New("target")).Add(domxml.New("format", "type", "raw"))
-	vol, err := pool.CreateVolume(ctx, el.String(), false)
-	if err != nil {
-		return plain(err)
-	}
-	u.add(func() error {
-		ctx, cancel := undoContext()
-		defer cancel()
-		return vol.Delete(ctx)
-	})
-	return vol.Upload(ctx, tmp, size)
+	return createVolume(ctx, pool, el.String(), u, func(vol *libvirt.Volume) error { return vol.Upload(ctx, tmp, size) })
 }
 
 // paths are the planned files, for those who remove them.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
+	"github.com/lamina-vm/lamina/internal/vm/domxml"
 	"github.com/lamina-vm/lamina/internal/vm/libvirt"
 )
 
@@ -27,7 +29,12 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 			return nil, err
 		}
 	}
-	dom, err := h.conn.Create(ctx, document(begin), libvirt.StartOptions{AutoDestroy: o.ephemeral})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	long, cancel := lingering(ctx)
+	defer cancel()
+	dom, err := h.conn.Create(long, document(begin), libvirt.StartOptions{AutoDestroy: o.ephemeral})
 	if err != nil {
 		return nil, plain(err)
 	}
@@ -40,6 +47,9 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 		}
 		return err
 	})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	m := &libvirtMachine{host: h, dom: dom, twoPhases: o.first != nil}
 	if o.transient {
 		return m, nil
@@ -50,7 +60,7 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 		}
 		return m, nil
 	}
-	defined, err := h.conn.Define(ctx, document(o.final), false)
+	defined, err := h.conn.Define(long, document(o.final), false)
 	if err != nil {
 		return nil, plain(err)
 	}
@@ -58,18 +68,28 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 	u.add(func() error {
 		ctx, cancel := undoContext()
 		defer cancel()
-		err := defined.Undefine(ctx, libvirt.UndefineOptions{NVRAM: true, ManagedSave: true})
+		err := defined.Undefine(ctx, undefineOptions(o.final))
 		if errors.Is(err, libvirt.ErrNotFound) {
 			return nil
 		}
 		return err
 	})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if o.autostart {
 		if err := defined.SetAutostart(ctx, true); err != nil {
 			return nil, plain(err)
 		}
 	}
 	return m, nil
+}
+
+// undefineOptions take a definition back with all that libvirt made for it. A
+// file of UEFI variables that the document names may be a person's: it stays.
+func undefineOptions(doc *domxml.Element) libvirt.UndefineOptions {
+	own := strings.TrimSpace(doc.Get("os/nvram")) != "" || doc.Child("os").Child("nvram").Child("source") != nil
+	return libvirt.UndefineOptions{NVRAM: !own, KeepNVRAM: own, ManagedSave: true}
 }
 
 // idle refuses a machine that runs: it would be taken for the one that is

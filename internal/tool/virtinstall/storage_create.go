@@ -2,12 +2,14 @@ package virtinstall
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lamina-vm/lamina/image"
@@ -54,6 +56,22 @@ func undoContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), undoTimeout)
 }
 
+// lingering is the context of a call that makes something: libvirt makes it
+// whether we wait or not, and what nobody waited for is not taken back. So it
+// goes on after an interrupt, for as long as a step back may take. Whoever
+// uses it looks at ctx when the step back is noted.
+func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
+	long, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		late := time.AfterFunc(undoTimeout, cancel)
+		context.AfterFunc(long, func() { late.Stop() })
+	})
+	return long, func() {
+		stop()
+		cancel()
+	}
+}
+
 // removeFile is a step of undo.
 func removeFile(path string) func() error {
 	return func() error {
@@ -97,7 +115,17 @@ func (g *guest) createDisk(ctx context.Context, d *disk, u *undo) error {
 			return errors.Join(err, fmt.Errorf("%s: %w", d.file, fs.ErrExist))
 		}
 	}
-	vol, err := pool.CreateVolume(ctx, d.volumeXML(), false)
+	return createVolume(ctx, pool, d.volumeXML(), u, nil)
+}
+
+// createVolume makes a volume in a pool and fills it.
+func createVolume(ctx context.Context, pool *libvirt.Pool, doc string, u *undo, fill func(*libvirt.Volume) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	long, cancel := lingering(ctx)
+	defer cancel()
+	vol, err := pool.CreateVolume(long, doc, false)
 	if err != nil {
 		return plain(err)
 	}
@@ -106,7 +134,10 @@ func (g *guest) createDisk(ctx context.Context, d *disk, u *undo) error {
 		defer cancel()
 		return vol.Delete(ctx)
 	})
-	return nil
+	if err := ctx.Err(); err != nil || fill == nil {
+		return err
+	}
+	return fill(vol)
 }
 
 // writable reports whether we may make files in a folder.
@@ -172,7 +203,10 @@ func (g *guest) openPool(ctx context.Context, d *disk, u *undo) (*libvirt.Pool, 
 	if !errors.Is(err, libvirt.ErrNotFound) {
 		return pool, err
 	}
-	pool, err = conn.CreatePool(ctx, poolXML("lamina-"+strconv.Itoa(os.Getpid()), dir))
+	long, cancel := lingering(ctx)
+	defer cancel()
+	// No other pool is called so, of this run or of another client.
+	pool, err = conn.CreatePool(long, poolXML("lamina-"+strings.ToLower(rand.Text()), dir))
 	if err != nil {
 		return nil, err
 	}
@@ -181,13 +215,15 @@ func (g *guest) openPool(ctx context.Context, d *disk, u *undo) (*libvirt.Pool, 
 		defer cancel()
 		return pool.Destroy(ctx)
 	})
-	return pool, nil
+	return pool, ctx.Err()
 }
 
 // makeDefaultPool defines the pool "default", as the original does where it is
 // missing.
 func (g *guest) makeDefaultPool(ctx context.Context, u *undo) (*libvirt.Pool, error) {
-	pool, err := g.host.libvirtConn().DefinePool(ctx, poolXML("default", defaultPoolDir))
+	long, cancel := lingering(ctx)
+	defer cancel()
+	pool, err := g.host.libvirtConn().DefinePool(long, poolXML("default", defaultPoolDir))
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +233,10 @@ func (g *guest) makeDefaultPool(ctx context.Context, u *undo) (*libvirt.Pool, er
 		_ = pool.Destroy(ctx) // it may not have started
 		return pool.Undefine(ctx)
 	})
-	if err := pool.Start(ctx, true); err != nil {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := pool.Start(long, true); err != nil {
 		return nil, err
 	}
 	return pool, pool.SetAutostart(ctx, true)
