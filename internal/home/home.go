@@ -53,6 +53,10 @@ func At(dir string) Home {
 	return Home{Data: dir, Cache: filepath.Join(dir, "cache"), Run: filepath.Join(dir, "run")}
 }
 
+// OneFolder reports whether everything lies in one folder, which a person named
+// and which may hold other things of theirs.
+func (h Home) OneFolder() bool { return h.Cache == At(h.Data).Cache }
+
 // runtimeDir is the folder of a user's sockets: what XDG_RUNTIME_DIR says, else
 // where it leads in a session, if that is the user's. Cron and su do not set
 // the variable and are to find the same daemon for all that. "" is none.

@@ -89,6 +89,7 @@ func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Stor
 			return nil, fmt.Errorf("store: %w", err)
 		}
 	}
+	private(h, o.Log)
 	if err := syncPath(h.Data); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -102,6 +103,26 @@ func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Stor
 		return nil, err
 	}
 	return s, nil
+}
+
+// private takes from others what they may do in the store's folders: seeds hold
+// passwords, and an earlier version or another program may have made a folder
+// that all can read. A folder that a person named keeps its mode, as it may
+// hold other things.
+func private(h home.Home, log *slog.Logger) {
+	dirs := []string{h.Templates(), h.Machines()}
+	if !h.OneFolder() {
+		dirs = append(dirs, h.Data)
+	}
+	for _, dir := range dirs {
+		st, err := os.Stat(dir)
+		if err == nil && st.Mode().Perm()&0o077 != 0 {
+			err = os.Chmod(dir, 0o700)
+		}
+		if err != nil {
+			log.Warn("others may read the store's folder", "folder", dir, "error", err)
+		}
+	}
 }
 
 // Close closes the database. No other method may run or be called after it.

@@ -52,9 +52,15 @@ func (in *installation) makeFile(ctx context.Context, f *staged, u *undo) error 
 	conn := in.g.host.libvirtConn()
 	if conn == nil || !conn.Remote() {
 		dir := filepath.Dir(f.path)
-		err := os.MkdirAll(dir, 0o711)
+		// A seed holds passwords. Only the QEMU of libvirt's system daemon, which
+		// runs as another user, is let in.
+		folder, file := os.FileMode(0o700), os.FileMode(0o600)
+		if conn != nil && !conn.Session() {
+			folder, file = 0o711, 0o644
+		}
+		err := os.MkdirAll(dir, folder)
 		if err == nil && (conn == nil || writable(dir)) {
-			return f.makeLocal(ctx, u)
+			return f.makeLocal(ctx, file, u)
 		}
 		if conn == nil {
 			return err
@@ -63,9 +69,9 @@ func (in *installation) makeFile(ctx context.Context, f *staged, u *undo) error 
 	return in.upload(ctx, f, u)
 }
 
-// makeLocal makes the file here. The machine's QEMU may run as another user.
-func (f *staged) makeLocal(ctx context.Context, u *undo) error {
-	w, err := os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+// makeLocal makes the file here.
+func (f *staged) makeLocal(ctx context.Context, mode os.FileMode, u *undo) error {
+	w, err := os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
 		return err
 	}

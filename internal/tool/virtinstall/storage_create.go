@@ -152,7 +152,7 @@ func writable(dir string) bool {
 
 // create makes the disk's file. An existing file is not touched.
 func (d *disk) create(ctx context.Context, u *undo) error {
-	if err := os.MkdirAll(filepath.Dir(d.file), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(d.file), 0o700); err != nil {
 		return err
 	}
 	// The name is taken with O_EXCL first, so that nobody's file is emptied.

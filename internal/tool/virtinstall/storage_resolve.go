@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/vm/libvirt"
 )
 
 // remote reports whether paths are of another computer.
@@ -57,11 +58,43 @@ func (g *guest) resolvePath(ctx context.Context, d *disk) error {
 		return d.setSource(g, "file", "")
 	}
 	format, err := imageFormat(ctx, path)
+	if errors.Is(err, fs.ErrPermission) && g.host.libvirtConn() != nil {
+		return g.resolveUnreadable(ctx, d)
+	}
 	if err != nil {
 		return err
 	}
 	d.setType("file")
 	return d.setSource(g, "file", format)
+}
+
+// resolveUnreadable is a file that libvirt may read and we may not. Its format
+// is what libvirt's pool knows, or what the command line says: a guessed one
+// would let the guest write over the image's own tables.
+func (g *guest) resolveUnreadable(ctx context.Context, d *disk) error {
+	vol, err := g.host.libvirtConn().LookupVolume(ctx, d.file)
+	if err == nil {
+		return g.useVolume(ctx, d, vol)
+	}
+	if !errors.Is(err, libvirt.ErrNotFound) {
+		return err
+	}
+	d.setType("file")
+	return d.setUnreadable(g)
+}
+
+// setUnreadable writes the source and the driver of a file whose content is
+// not known.
+func (d *disk) setUnreadable(g *guest) error {
+	switch {
+	case d.removable():
+		return d.setSource(g, "file", "raw")
+	case d.el.Get("driver/@type") != "":
+		return d.setSource(g, "file", "")
+	case d.format != "":
+		return d.setSource(g, "file", d.format)
+	}
+	return fmt.Errorf("%s: you may not read it, so its format cannot be seen, and a wrong one destroys it: say driver.type=qcow2 (or raw), or give its folder a storage pool", d.file)
 }
 
 // setSource writes the source and the driver of a disk that is at d.file.
@@ -77,12 +110,9 @@ var libvirtFormats = []string{"raw", "bochs", "cloop", "dmg", "vpc", "vdi", "cow
 
 // imageFormat returns the format of an existing image, by its first bytes as
 // the original and libvirt's pools find it. It opens no other file that the
-// image may name.
+// image may name. A file that we may not read is [fs.ErrPermission].
 func imageFormat(ctx context.Context, path string) (string, error) {
 	infos, err := image.Inspect(ctx, path, image.InfoOptions{NoLock: true})
-	if errors.Is(err, fs.ErrPermission) {
-		return "raw", nil // libvirtd may read it where we do not
-	}
 	if err != nil {
 		return "", err
 	}
