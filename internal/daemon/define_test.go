@@ -121,6 +121,32 @@ func TestInstall(t *testing.T) {
 	x.nothingLeft()
 }
 
+// TestPasswordsStay: no answer holds a password, and the machine has it.
+func TestPasswordsStay(t *testing.T) {
+	driver := &fakeDriver{script: installer}
+	x := serve(t, Options{Driver: driver})
+	d := x.definition("web")
+	screen := []vm.Display{{Type: vm.DisplayVNC, Password: "geheim"}}
+	d.req.Spec.Displays, d.req.Install.Spec.Displays = screen, screen
+	m := x.define(d)
+	if len(m.Spec.Displays) != 1 || m.Spec.Displays[0].Password != "***" {
+		t.Errorf("defined: %+v", m.Spec.Displays)
+	}
+	for _, path := range []string{"/v1/machines", "/v1/machines/web"} {
+		res := x.send(t.Context(), "GET", path, nil)
+		b, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if err != nil || !strings.Contains(string(b), "***") || strings.Contains(string(b), "geheim") {
+			t.Errorf("%s: %s, %v", path, b, err)
+		}
+	}
+	driver.machine(t, m.Dir).reboot()
+	x.await("web", api.Login)
+	if got := driver.machine(t, m.Dir).spec.Displays; len(got) != 1 || got[0].Password != "geheim" {
+		t.Errorf("after the install it runs with %+v", got)
+	}
+}
+
 // TestInstallFollowed follows an install through its switch to the login.
 func TestInstallFollowed(t *testing.T) {
 	driver := &fakeDriver{script: func(m *fakeMachine) {

@@ -178,6 +178,27 @@ func TestUnreachableKilled(t *testing.T) {
 	}
 }
 
+// TestUnreachableInstallKilled: an install phase that is ended by force without
+// an answer is interrupted, and nothing is started after it.
+func TestUnreachableInstallKilled(t *testing.T) {
+	driver := &fakeDriver{script: installer}
+	x := serve(t, Options{Driver: driver})
+	if m := x.define(x.definition("web")); m.Definition.Phase != api.InstallRuns {
+		t.Fatalf("%+v", m.Definition)
+	}
+	x.stop()
+	x.opts.Driver = killable{unreachable{driver}}
+	x.start()
+	x.must(x.stream("POST", "/v1/machines/web/stop", api.StopRequest{Force: true}, nil))
+	m, last := x.machine("web"), x.d.machines["web"].last()
+	if m.State != api.Stopped || m.Definition.Phase != api.Interrupted || last.Wanted || m.Exit == nil || m.Exit.Cause != vm.CauseKilled {
+		t.Errorf("%s, %+v, wanted %v, %+v", m.State, m.Definition, last.Wanted, m.Exit)
+	}
+	if running, starts := driver.count(); running != 0 || starts != 1 {
+		t.Errorf("%d run, %d starts", running, starts)
+	}
+}
+
 // killable ends machines that it cannot adopt.
 type killable struct{ unreachable }
 

@@ -167,16 +167,16 @@ func (m *machine) known() store.Machine {
 	return m.rec
 }
 
-// describe is the machine as clients see it.
+// describe is the machine as clients see it: without its passwords.
 func (m *machine) describe() api.Machine {
 	m.mu.Lock()
 	rec, r, starting := m.rec, m.run, m.starting
 	m.mu.Unlock()
 	out := api.Machine{
 		ID: rec.ID, Name: rec.Name, Template: rec.Template, Digest: rec.Digest, CreatedAt: rec.CreatedAt,
-		Dir: m.dir, Spec: rec.Spec, DiskSize: m.d.store.DiskSize(rec), User: rec.User,
+		Dir: m.dir, Spec: rec.Spec.WithoutSecrets(), DiskSize: m.d.store.DiskSize(rec), User: rec.User,
 		Stage: rec.Last.Stage, LoginIn: rec.Last.LoginIn, Problem: rec.Last.Problem, Exit: rec.Last.Exit,
-		Definition: rec.Definition, Autostart: rec.Last.Autostart,
+		Definition: shown(rec.Definition), Autostart: rec.Last.Autostart,
 	}
 	if r != nil {
 		info := r.vm.Info()
@@ -185,6 +185,17 @@ func (m *machine) describe() api.Machine {
 	}
 	out.State = state(rec.Last, r, starting)
 	return out
+}
+
+// shown is a definition as clients see it; d stays as it is.
+func shown(d *api.Definition) *api.Definition {
+	if d == nil || d.Install == nil {
+		return d
+	}
+	out, install := *d, *d.Install
+	install.Spec = install.Spec.WithoutSecrets()
+	out.Install = &install
+	return &out
 }
 
 // state is the one place that says what a machine does.
@@ -274,8 +285,5 @@ func (m *machine) adoptOrKill(ctx context.Context, force bool) error {
 	if kerr := killer.KillIn(ctx, m.dir); kerr != nil && !errors.Is(kerr, vm.ErrNotRunning) {
 		return errors.Join(err, kerr)
 	}
-	return m.setLast(func(l *store.Last) {
-		l.Running = false
-		l.Exit = &vm.Exit{State: vm.StateStopped, Reason: "killed; it did not answer"}
-	})
+	return m.recordEnd(vm.Exit{State: vm.StateStopped, Cause: vm.CauseKilled, Reason: "killed; it did not answer"})
 }
