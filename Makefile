@@ -13,7 +13,7 @@ UNITDIR   = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: all deps build test check lint unit race boot fuzz bench demo install install-names clean
+.PHONY: all deps build test check lint unit race boot fuzz bench demo install install-names free-names clean
 
 all: build
 
@@ -36,11 +36,21 @@ install: build
 	bin/lamina completion zsh > $(SHAREDIR)/zsh/site-functions/_lamina
 	bin/lamina completion fish > $(SHAREDIR)/fish/vendor_completions.d/lamina.fish
 	install -m 0644 contrib/systemd/laminad.service contrib/systemd/laminad.socket $(UNITDIR)
+	sed -i 's|^ExecStart=/usr/local/bin/|ExecStart=$(PREFIX)/bin/|' $(UNITDIR)/laminad.service
 
 ## install-names: the names qemu-img and virt-install too, which may stand before the stock tools in PATH
-install-names: install
+install-names: free-names install
 	ln -sf lamina $(BINDIR)/qemu-img
 	ln -sf lamina $(BINDIR)/virt-install
+
+# The stock tools, which a package may have installed there (virt-install as a
+# symbolic link), are not overwritten.
+free-names:
+	@for f in $(BINDIR)/qemu-img $(BINDIR)/virt-install; do \
+		if [ -e "$$f" -o -L "$$f" ] && [ "$$(readlink "$$f")" != lamina ]; then \
+			echo "$$f is there and is not Lamina's: choose another PREFIX, or remove it" >&2; exit 1; \
+		fi; \
+	done
 
 ## test: what CI runs: format, vet, lint, unit, interop, crash, race, short fuzz, boot
 test: deps build
