@@ -29,6 +29,10 @@ func (d *Daemon) postDefine(w http.ResponseWriter, r *http.Request) error {
 	}
 	m := d.add(rec)
 	d.log.Info("machine defined", "machine", m.name, "install", n.Definition.Install != nil)
+	if err := r.Context().Err(); err != nil && req.Start {
+		// Who asked has found no machine meanwhile, and taken its disks back.
+		return m.undo(cause(r.Context()))
+	}
 	s := newEvents(w)
 	if req.Start {
 		err = d.launch(r.Context(), m, startOptions{timeout: req.Timeout}, req.NoWait, s)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -424,6 +425,27 @@ func TestRemoveDisks(t *testing.T) {
 		t.Fatal(e)
 	}
 	x.has(d, false, false, false)
+}
+
+// TestDefineAbandoned: the start goes on when its client leaves, and a removal
+// waits for it: nothing runs on the disks when it is answered.
+func TestDefineAbandoned(t *testing.T) {
+	driver := &fakeDriver{script: installer, slow: 200 * time.Millisecond}
+	x := serve(t, Options{Driver: driver})
+	d := x.definition("web")
+	ctx, cancel := context.WithCancel(t.Context())
+	res := x.send(ctx, "POST", "/v1/define", d.req)
+	x.await("web", api.Starting)
+	cancel()
+	_ = res.Body.Close()
+	if _, e := x.call("DELETE", "/v1/machines/web?force=1", nil, nil); e != nil {
+		t.Fatal(e)
+	}
+	if running, starts := driver.count(); running != 0 || starts != 1 {
+		t.Errorf("%d run, %d starts", running, starts)
+	}
+	x.has(d, true, false, false)
+	x.nothingLeft()
 }
 
 // TestFreshUndone undoes a machine whose maker was cut off before its start
