@@ -79,10 +79,13 @@ func execute(ctx context.Context, g *guest, in *installation) error {
 		return err
 	}
 	machine, err := e.make(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			return errors.New("Installation aborted at user request; nothing was kept")
-		}
+	var left *leftError
+	switch {
+	case errors.As(err, &left):
+		return err
+	case err != nil && ctx.Err() != nil:
+		return errors.New("Installation aborted at user request; nothing was kept")
+	case err != nil:
 		return err
 	}
 	if e.order.ephemeral {
@@ -154,7 +157,7 @@ func (e *execution) make(ctx context.Context) (machine instance, err error) {
 	var disks, files, domain undo
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, domain.run(), files.run(), disks.run())
+			err = takeBack(err, &domain, &files, &disks)
 		}
 		for _, u := range []*undo{&domain, &files, &disks} {
 			u.finish()
@@ -190,6 +193,26 @@ func (e *execution) make(ctx context.Context) (machine instance, err error) {
 	domain.keep()
 	return machine, nil
 }
+
+// takeBack takes back what was made for a machine that came to nothing, and
+// returns why, with what is left. While the machine itself may be there, all that
+// it may use stays.
+func takeBack(why error, domain, files, disks *undo) error {
+	if err := domain.run(); err != nil {
+		files.keep()
+		disks.keep()
+		return &leftError{fmt.Errorf("%w\nnot taken back, and its new disks and files are kept: %w", why, err)}
+	}
+	if err := errors.Join(files.run(), disks.run()); err != nil {
+		return &leftError{fmt.Errorf("%w\nnot taken back: %w", why, err)}
+	}
+	return why
+}
+
+// leftError: something is left of what was made.
+type leftError struct{ error }
+
+func (e *leftError) Unwrap() error { return e.error }
 
 // chooseConsole decides which console is shown.
 func (g *guest) chooseConsole() (string, error) {

@@ -77,16 +77,41 @@ func (h *plainHost) create(ctx context.Context, o making, u *undo) (instance, er
 	if err != nil {
 		return nil, err
 	}
+	// Before it is asked for: the daemon goes on with a start that nobody waits
+	// for any more.
+	u.add(func() error { return h.takeBack(req.Spec) })
 	m, err := c.Define(ctx, req, o.g.event)
+	var refused *api.Error
+	if errors.As(err, &refused) && refused.Code == api.CodeExists {
+		u.keep() // that one is not ours
+	}
 	if err != nil {
 		return nil, err
 	}
-	u.add(func() error {
-		ctx, cancel := undoContext()
-		defer cancel()
-		return c.Remove(ctx, m.Name, true)
-	})
 	return &plainMachine{g: o.g, c: c, name: m.Name, twoPhases: o.first != nil, quiet: o.g.chosenConsole() == "none"}, nil
+}
+
+// takeBack removes the machine that was made of a spec, if it is there. It waits
+// for a start that is under way, and nothing of it runs when it returns nil.
+func (h *plainHost) takeBack(spec vm.Spec) error {
+	ctx, cancel := undoContext()
+	defer cancel()
+	err := func() error {
+		c, err := h.daemon(ctx)
+		if err != nil {
+			return err
+		}
+		m, err := c.Machine(ctx, spec.Name)
+		if err == nil && m.Spec.UUID == spec.UUID {
+			err = c.Remove(ctx, spec.Name, true)
+		}
+		return err
+	}()
+	var refused *api.Error
+	if err == nil || errors.As(err, &refused) && refused.Code == api.CodeNotFound {
+		return nil
+	}
+	return fmt.Errorf("machine %s may be there still and run; `lamina rm -f %s` removes it: %w", spec.Name, spec.Name, err)
 }
 
 // event shows what the daemon tells.
@@ -178,10 +203,18 @@ func (m *plainMachine) follow(ctx context.Context) error {
 	}
 	for _, d := range state.Spec.Displays {
 		if d.Type == vm.DisplayVNC {
-			m.g.say("      screen: lamina screen %s, or a VNC viewer on %s", m.name, filepath.Join(state.Dir, home.VNCSocket))
+			m.g.say("      screen: lamina screen %s, or a VNC viewer on %s", m.name, vncAddress(state))
 		}
 	}
 	return nil
+}
+
+// vncAddress is where a machine's VNC server listens.
+func vncAddress(m api.Machine) string {
+	if m.Run != nil && m.Run.VNC != "" {
+		return m.Run.VNC
+	}
+	return filepath.Join(m.Dir, home.VNCSocket)
 }
 
 func (m *plainMachine) destroy(ctx context.Context) error {

@@ -39,5 +39,16 @@ func (h *plainHost) spec(g *guest, doc *domxml.Element) (vm.Spec, error) {
 		}
 	}
 	s.OS = g.os.ShortID
+	if s.Chipset() == vm.MachineQ35 && s.HotplugPorts == 0 {
+		// What is attached later needs a port that is there from the start. A
+		// machine whose bus is full goes without.
+		if s.HotplugPorts = hotplugPorts; s.Validate() != nil {
+			s.HotplugPorts = 0
+		}
+	}
 	return s, s.Validate()
 }
+
+// hotplugPorts is how many drives a machine takes while it runs, as many as one
+// of `lamina run`.
+const hotplugPorts = 2
