@@ -43,8 +43,7 @@ install-names: free-names install
 	ln -sf lamina $(BINDIR)/qemu-img
 	ln -sf lamina $(BINDIR)/virt-install
 
-# The stock tools, which a package may have installed there (virt-install as a
-# symbolic link), are not overwritten.
+# The stock tools, which a package may have installed there, are not overwritten.
 free-names:
 	@for f in $(BINDIR)/qemu-img $(BINDIR)/virt-install; do \
 		if [ -e "$$f" -o -L "$$f" ] && [ "$$(readlink "$$f")" != lamina ]; then \

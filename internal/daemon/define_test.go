@@ -430,14 +430,15 @@ func TestRemoveDisks(t *testing.T) {
 // TestDefineAbandoned: the start goes on when its client leaves, and a removal
 // waits for it: nothing runs on the disks when it is answered.
 func TestDefineAbandoned(t *testing.T) {
-	driver := &fakeDriver{script: installer, slow: 200 * time.Millisecond}
+	driver := heldDriver{&fakeDriver{script: installer}, make(chan struct{}), make(chan struct{})}
 	x := serve(t, Options{Driver: driver})
 	d := x.definition("web")
 	ctx, cancel := context.WithCancel(t.Context())
 	res := x.send(ctx, "POST", "/v1/define", d.req)
-	x.await("web", api.Starting)
+	<-driver.begun
 	cancel()
 	_ = res.Body.Close()
+	time.AfterFunc(50*time.Millisecond, func() { close(driver.hold) })
 	if _, e := x.call("DELETE", "/v1/machines/web?force=1", nil, nil); e != nil {
 		t.Fatal(e)
 	}
@@ -446,6 +447,18 @@ func TestDefineAbandoned(t *testing.T) {
 	}
 	x.has(d, true, false, false)
 	x.nothingLeft()
+}
+
+// heldDriver says that a start has begun, and holds it.
+type heldDriver struct {
+	*fakeDriver
+	begun, hold chan struct{}
+}
+
+func (d heldDriver) Start(ctx context.Context, spec vm.Spec, dir string) (vm.Machine, error) {
+	close(d.begun)
+	<-d.hold
+	return d.fakeDriver.Start(ctx, spec, dir)
 }
 
 // TestFreshUndone undoes a machine whose maker was cut off before its start
