@@ -93,16 +93,16 @@ func serveSlowly(t *testing.T, d *slowDaemon) {
 // disks that it may be using.
 func TestAborted(t *testing.T) {
 	for name, c := range map[string]struct {
-		daemon  slowDaemon
+		daemon  *slowDaemon
 		removed int32
 		kept    string // what the error says, where something stays
 	}{
-		"taken back":  {removed: 1},
-		"another's":   {daemon: slowDaemon{uuid: "11111111-2222-4333-8444-555555555555"}},
-		"it does not": {daemon: slowDaemon{removal: &api.Error{Code: api.CodeFailed, Message: "no such luck"}}, kept: "no such luck"},
+		"taken back":  {daemon: &slowDaemon{}, removed: 1},
+		"another's":   {daemon: &slowDaemon{uuid: "11111111-2222-4333-8444-555555555555"}},
+		"it does not": {daemon: &slowDaemon{removal: &api.Error{Code: api.CodeFailed, Message: "no such luck"}}, kept: "no such luck"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := &c.daemon
+			d := c.daemon
 			d.asked = make(chan struct{})
 			serveSlowly(t, d)
 			doc, err := domxml.Parse([]byte(`<domain type="qemu"><name>web</name><uuid>01234567-89ab-4cde-8f01-23456789abcd</uuid>
