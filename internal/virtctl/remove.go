@@ -9,7 +9,6 @@ import (
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/vm"
-	"github.com/lamina-vm/lamina/internal/vm/domxml"
 	"github.com/lamina-vm/lamina/internal/vm/libvirt"
 )
 
@@ -85,6 +84,9 @@ func (v *Machines) removable(ctx context.Context, d *libvirt.Domain) ([]string, 
 			own = append(own, disk.Path)
 		}
 	}
+	if len(own) == 0 {
+		return nil, nil
+	}
 	others, err := v.conn.Domains(ctx)
 	if err != nil {
 		return nil, err
@@ -93,42 +95,32 @@ func (v *Machines) removable(ctx context.Context, d *libvirt.Domain) ([]string, 
 		if other.UUID() == d.UUID() {
 			continue
 		}
-		for _, inactive := range []bool{false, true} {
-			root, err := document(ctx, other, inactive)
-			if errors.Is(err, libvirt.ErrNotFound) {
-				break // it went meanwhile
-			}
-			if err != nil {
-				return nil, err
-			}
-			for _, path := range imagesOf(root) {
-				if i := slices.IndexFunc(own, func(o string) bool { return clean(o) == clean(path) }); i >= 0 {
-					return nil, api.Errorf(api.CodeInUse, "machine %s needs the disk %s: remove %s first, or keep the disks", other.Name(), own[i], other.Name())
-				}
+		files, err := v.filesOf(ctx, other)
+		if errors.Is(err, errGone) {
+			continue // it went meanwhile
+		}
+		if err != nil {
+			return nil, api.Errorf(api.CodeInUse, "whether machine %s needs a disk of %s cannot be found out: %v: put that in order, or keep the disks", other.Name(), d.Name(), err)
+		}
+		for _, path := range files {
+			if i := slices.IndexFunc(own, func(o string) bool { return sameFile(o, path) }); i >= 0 {
+				return nil, api.Errorf(api.CodeInUse, "machine %s needs the disk %s: remove %s first, or keep the disks", other.Name(), own[i], other.Name())
 			}
 		}
 	}
 	return own, nil
 }
 
-// imagesOf lists the files of all disks of a document with their backing
-// chains, which libvirt shows of a running domain.
-func imagesOf(root *domxml.Element) (out []string) {
-	for _, e := range root.Child("devices").All("disk") {
-		for ; e != nil; e = e.Child("backingStore") {
-			if path := diskSource(e); path != "" {
-				out = append(out, path)
-			}
-		}
-	}
-	return out
-}
-
 // removeImage removes an image: the volume of a pool by libvirt, another file
-// by ourselves.
+// by ourselves. What is no file (a logical volume, a partition) is nobody's
+// image that was made for the domain: it stays.
 func (v *Machines) removeImage(ctx context.Context, path string) error {
 	vol, err := v.conn.LookupVolume(ctx, path)
 	if err == nil {
+		file, err := v.isFile(ctx, vol, path)
+		if err != nil || !file {
+			return err
+		}
 		return vol.Delete(ctx)
 	}
 	if !errors.Is(err, libvirt.ErrNotFound) {
@@ -144,7 +136,24 @@ func (v *Machines) removeImage(ctx context.Context, path string) error {
 	case err != nil:
 		return err
 	case !st.Mode().IsRegular():
-		return nil // a block device is not an image that was made for it
+		return nil
 	}
 	return os.Remove(path)
+}
+
+// isFile reports whether a volume is a plain file. One of which nobody says so
+// is none.
+func (v *Machines) isFile(ctx context.Context, vol *libvirt.Volume, path string) (bool, error) {
+	root, err := volumeDocument(ctx, vol)
+	if err != nil {
+		return false, err
+	}
+	if kind := root.Attr("type"); kind != "" {
+		return kind == "file", nil
+	}
+	if v.conn.Remote() {
+		return false, nil
+	}
+	st, err := os.Lstat(path)
+	return err == nil && st.Mode().IsRegular(), nil
 }

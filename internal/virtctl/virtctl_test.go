@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -223,6 +224,19 @@ func remove(t *testing.T, d *libvirttest.Daemon, v *Machines, dir string) {
 	if err := v.RemoveDisks(ctx, "one", false); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "other") {
 		t.Errorf("a disk of another machine: %v", err)
 	}
+	// Another that does not run, of which libvirt does not say what is below.
+	d.Virsh(t, "define", filepath.Join(dir, "other.xml"))
+	over := filepath.Join(dir, "other.qcow2")
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", "-b", "one.qcow2", "-F", "qcow2", over)
+	if err := v.RemoveDisks(ctx, "one", false); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "machine other needs") {
+		t.Errorf("the base of another machine's disk: %v", err)
+	}
+	if err := os.WriteFile(over, make([]byte, 512), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.RemoveDisks(ctx, "one", false); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "machine other") {
+		t.Errorf("another machine's disk cannot be read: %v", err)
+	}
 	if err := v.Remove(ctx, "other", false); err != nil {
 		t.Error(err)
 	}
@@ -238,6 +252,49 @@ func remove(t *testing.T, d *libvirttest.Daemon, v *Machines, dir string) {
 	}
 	if list, err := v.Machines(ctx); err != nil || len(list) != 0 {
 		t.Errorf("left: %v, %v", list, err)
+	}
+}
+
+// TestVolumes: what lies in a pool goes by way of libvirt, which knows what is
+// below it too; what is no file stays.
+func TestVolumes(t *testing.T) {
+	d, v := open(t)
+	ctx, dir := t.Context(), t.TempDir()
+	base, over, folder := filepath.Join(dir, "base.qcow2"), filepath.Join(dir, "over.qcow2"), filepath.Join(dir, "folder")
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", base, "1M")
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", over)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.Virsh(t, "pool-create-as", "volumes", "dir", "--target", dir)
+	t.Cleanup(func() { d.Virsh(t, "pool-destroy", "volumes") })
+	if files, err := v.volumeFiles(ctx, over, "qcow2"); err != nil || !slices.Equal(files, []string{over, base}) {
+		t.Errorf("%q, %v", files, err)
+	}
+	for _, path := range []string{folder, over} {
+		if err := v.removeImage(ctx, path); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(folder); err != nil {
+		t.Errorf("a volume that is no file: %v", err)
+	}
+	if _, err := os.Stat(over); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a volume that is a file: %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "volume.xml")
+	text := strings.NewReplacer("type='file'", "type='volume'", "<source file='%[2]s/%[1]s.qcow2'/>", "<source pool='volumes' volume='base.qcow2'/>").Replace(sample)
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(text, "by-name", dir, vm.NewUUID())), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Virsh(t, "define", file)
+	t.Cleanup(func() { d.Virsh(t, "undefine", "by-name") })
+	dom, err := v.find(ctx, "by-name")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files, err := v.filesOf(ctx, dom); err != nil || !slices.Contains(files, base) {
+		t.Errorf("a disk that is named by its volume: %q, %v", files, err)
 	}
 }
 
