@@ -9,11 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/qemutest"
 	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
@@ -459,6 +463,87 @@ func (d heldDriver) Start(ctx context.Context, spec vm.Spec, dir string) (vm.Mac
 	close(d.begun)
 	<-d.hold
 	return d.fakeDriver.Start(ctx, spec, dir)
+}
+
+// TestRemoveDisksPlugged: a disk is another machine's too that it only has
+// now, and one of which nobody can say what is below it.
+func TestRemoveDisksPlugged(t *testing.T) {
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver})
+	d := x.definition("one")
+	d.req.Start = false
+	x.define(d)
+	o := x.definition("two")
+	o.req.Install = nil
+	guest := driver.machine(t, x.define(o).Dir)
+	refused := func(what string) {
+		t.Helper()
+		if _, e := x.call("DELETE", "/v1/machines/one?disks=1", nil, nil); e == nil || !strings.Contains(e.Message, "two") {
+			t.Errorf("%s: %v", what, e)
+		}
+		x.has(d, true, true, true)
+	}
+	plugged, err := guest.PlugDisk(t.Context(), vm.Disk{Path: d.disk, Format: "raw", Target: "vdx"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("a disk that another machine has plugged in")
+	over := filepath.Join(t.TempDir(), "over.qcow2")
+	qemutest.Img(t, "create", "-q", "-f", "qcow2", "-b", d.disk, "-F", "raw", over)
+	if _, err := guest.UnplugDisk(t.Context(), plugged.Target); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := guest.PlugDisk(t.Context(), vm.Disk{Path: over, Format: "qcow2", Target: "vdx"}); err != nil {
+		t.Fatal(err)
+	}
+	refused("the base of a disk that another machine has plugged in")
+	if err := os.WriteFile(over, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused("an image that cannot be read")
+	if err := os.Remove(over); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := x.call("DELETE", "/v1/machines/one?disks=1", nil, nil); e != nil {
+		t.Fatal(e)
+	}
+	x.has(d, false, false, false)
+}
+
+// TestRemoveDisksReadOnly: a disk that cannot be removed is said before
+// anything is.
+func TestRemoveDisksReadOnly(t *testing.T) {
+	x := serve(t, Options{Driver: &fakeDriver{}})
+	d := x.definition("one")
+	d.req.Start = false
+	m := x.define(d)
+	dir := filepath.Dir(d.disk)
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	unmount := sync.OnceValue(func() error { return unix.Unmount(dir, unix.MNT_DETACH) })
+	t.Cleanup(func() {
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := x.call("DELETE", "/v1/machines/one?disks=1", nil, nil); e == nil || e.Code != api.CodeInvalid || !strings.Contains(e.Message, d.disk) {
+		t.Errorf("a disk on a read-only file system: %v", e)
+	}
+	if got := x.machine("one"); got.ID != m.ID {
+		t.Errorf("%+v", got)
+	}
+	x.has(d, true, true, true)
+	if err := unmount(); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := x.call("DELETE", "/v1/machines/one?disks=1", nil, nil); e != nil {
+		t.Fatal(e)
+	}
+	x.has(d, false, false, false)
 }
 
 // TestFreshUndone undoes a machine whose maker was cut off before its start

@@ -2,18 +2,24 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lamina-vm/lamina/image"
+	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
 // removableDisks are the disk images of a definition that a person may want to
 // be removed with it: writable plain files. It is an error where another
-// machine needs one of them.
+// machine needs one of them, or where one cannot be removed.
 func (m *machine) removableDisks(ctx context.Context) ([]string, error) {
 	rec := m.known()
 	if rec.Definition == nil {
@@ -27,6 +33,9 @@ func (m *machine) removableDisks(ctx context.Context) ([]string, error) {
 		if st, err := os.Lstat(d.Path); err != nil || !st.Mode().IsRegular() {
 			continue // a block device, or gone
 		}
+		if err := unix.Access(filepath.Dir(d.Path), unix.W_OK|unix.X_OK); err != nil {
+			return nil, api.Errorf(api.CodeInvalid, "the disk %s cannot be removed: its folder: %v: keep the disks, or make its folder writable", d.Path, err)
+		}
 		if err := m.neededElsewhere(ctx, d.Path); err != nil {
 			return nil, err
 		}
@@ -36,7 +45,7 @@ func (m *machine) removableDisks(ctx context.Context) ([]string, error) {
 }
 
 // neededElsewhere is the error where another machine has the image path, or
-// one that it is a backing file of.
+// one that it is a backing file of, or where that cannot be found out.
 func (m *machine) neededElsewhere(ctx context.Context, path string) error {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -50,12 +59,12 @@ func (m *machine) neededElsewhere(ctx context.Context, path string) error {
 		if other.ID == m.id {
 			continue
 		}
-		disks := slices.Clone(other.Spec.Disks)
-		if other.Definition != nil && other.Definition.Install != nil {
-			disks = append(disks, other.Definition.Install.Spec.Disks...)
-		}
-		for _, d := range disks {
-			for _, file := range chainFiles(ctx, d) {
+		for _, d := range m.d.disksOf(other) {
+			files, err := chainFiles(ctx, d)
+			if err != nil {
+				return fmt.Errorf("the disk %s is kept: whether machine %s needs it cannot be found out: %w: put that in order, or keep the disks", path, other.Name, err)
+			}
+			for _, file := range files {
 				if o, err := os.Stat(file); err == nil && os.SameFile(st, o) {
 					return fmt.Errorf("the disk %s is %w: machine %s needs it: remove %s first, or keep the disks", path, store.ErrInUse, other.Name, other.Name)
 				}
@@ -65,23 +74,37 @@ func (m *machine) neededElsewhere(ctx context.Context, path string) error {
 	return nil
 }
 
-// chainFiles are the files of a disk's backing chain, as far as they can be
-// read; the disk's own file at least.
-func chainFiles(ctx context.Context, d vm.Disk) []string {
-	if d.Path == "" {
-		return nil
+// disksOf are all disks that a machine has: those of its next start, of its
+// install phase, and those that are plugged in now.
+func (d *Daemon) disksOf(rec store.Machine) []vm.Disk {
+	disks := slices.Clone(rec.Spec.Disks)
+	if rec.Definition != nil && rec.Definition.Install != nil {
+		disks = append(disks, rec.Definition.Install.Spec.Disks...)
 	}
-	im, err := image.Open(ctx, d.Path, image.Options{Format: d.Format, NoLock: true})
-	if err != nil {
-		return []string{d.Path}
-	}
-	defer func() { _ = im.Close() }() // only read
-	var out []string
-	for _, l := range im.Layers() {
-		out = append(out, l.File())
-		if l.DataFile() != "" {
-			out = append(out, l.DataFile())
+	// One that is not known any more has been removed since it was listed.
+	if m, err := d.find(rec.ID); err == nil {
+		if r := m.running(); r != nil {
+			disks = append(disks, r.runningSpec().Disks...)
 		}
 	}
-	return out
+	return disks
+}
+
+// chainFiles are the files of a disk's backing chain; none of a disk that is
+// not there.
+func chainFiles(ctx context.Context, d vm.Disk) ([]string, error) {
+	if d.Path == "" {
+		return nil, nil
+	}
+	if d.Format == "raw" || d.Format == "luks" {
+		return []string{d.Path}, nil // nothing is below it
+	}
+	files, err := image.Files(ctx, d.Path, d.Format)
+	if err != nil {
+		if _, e := os.Stat(d.Path); errors.Is(e, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	return files, nil
 }
