@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
@@ -211,12 +213,18 @@ func (s *Store) removeOwned(ctx context.Context, id string) error {
 }
 
 // removeFiles removes files that a machine owned. What is not there, and what
-// is no plain file (any more), is passed over.
+// is no plain file (any more), is passed over, and so is what may not be
+// removed: kept for later, it would be removed when nobody thinks of it any
+// more, and until then the machine's name would be taken by nothing to be seen.
 func (s *Store) removeFiles(paths []string) error {
 	var folders []string
 	for _, path := range paths {
 		st, err := os.Lstat(path)
 		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if refused(err) {
+			s.log.Warn("a machine's file may not be removed; it is left alone", "path", path, "error", err)
 			continue
 		}
 		if err != nil {
@@ -227,7 +235,12 @@ func (s *Store) removeFiles(paths []string) error {
 			continue
 		}
 		s.step("owned file removed")
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = os.Remove(path)
+		if refused(err) {
+			s.log.Warn("a machine's file may not be removed; it is left alone", "path", path, "error", err)
+			continue
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("store: %w", err)
 		}
 		if dir := filepath.Dir(path); !slices.Contains(folders, dir) {
@@ -240,4 +253,10 @@ func (s *Store) removeFiles(paths []string) error {
 		}
 	}
 	return nil
+}
+
+// refused reports whether a file may not be removed, now or as long as nobody
+// does something about it.
+func refused(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EBUSY)
 }

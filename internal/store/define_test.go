@@ -8,7 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
@@ -197,5 +200,42 @@ func TestMigrate(t *testing.T) {
 	}
 	if _, err := s.Define(t.Context(), newDefinition(dir)); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRemoveBusyFile removes a machine of whose files one cannot be: it goes
+// all the same, and the file is not removed later.
+func TestRemoveBusyFile(t *testing.T) {
+	dir := t.TempDir()
+	writeDefinitionFiles(t, dir)
+	disk := filepath.Join(dir, "disk")
+	// What a file system is mounted on is busy, for root too.
+	if err := unix.Mount(filepath.Join(dir, "kernel"), disk, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	unmount := sync.OnceValue(func() error { return unix.Unmount(disk, unix.MNT_DETACH) })
+	t.Cleanup(func() {
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+	reopen(t, dir, func(s *Store) {
+		m, err := s.Define(t.Context(), newDefinition(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RemoveMachine(t.Context(), m.ID, disk); err != nil {
+			t.Error(err)
+		}
+		if taken, err := s.Taken(t.Context(), "defined"); taken || err != nil {
+			t.Errorf("its name is taken: %v, %v", taken, err)
+		}
+	})
+	if err := unmount(); err != nil {
+		t.Error(err)
+	}
+	reopen(t, dir, func(*Store) {})
+	if got := there(dir); !slices.Equal(got, []string{"disk"}) {
+		t.Errorf("left: %q", got)
 	}
 }
