@@ -76,12 +76,21 @@ func readCloudInit(g *guest) (*cloudInit, error) {
 		return nil, err
 	}
 	c.rootPassword, _, _ = strings.Cut(string(password), "\n")
+	c.rootPassword = strings.TrimSuffix(c.rootPassword, "\r")
+	if strings.ContainsFunc(c.rootPassword, func(r rune) bool { return r < ' ' }) {
+		name, _ := given.get("root-password-file")
+		return nil, fmt.Errorf("--cloud-init root-password-file: the first line of %s is not a password", name)
+	}
 	c.rootKeys, c.userKeys = keyLines(rootKey), keyLines(userKey)
 	if generate {
 		if len(password) > 0 {
 			return nil, errors.New("--cloud-init: root-password-file= and root-password-generate=yes exclude each other")
 		}
 		c.rootPassword, c.expires = rand.Text()[:16], true
+	}
+	if len(c.userData) > 0 && (c.rootPassword != "" || len(c.rootKeys) > 0 || c.disable) {
+		g.warn("--cloud-init: user-data= is taken as it is: root-password-file=, root-password-generate=, root-ssh-key= and disable= do nothing beside it")
+		c.rootPassword, c.expires, c.rootKeys, c.disable = "", false, nil, false
 	}
 	if _, err := c.build(); err != nil {
 		return nil, fmt.Errorf("--cloud-init: %w", err)

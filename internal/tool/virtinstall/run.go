@@ -112,6 +112,13 @@ func (g *guest) print(ctx context.Context, in *installation) error {
 	}
 	step, asked := g.args.last("print-xml")
 	if !asked {
+		docs := []*domxml.Element{final}
+		if first != nil {
+			docs = append(docs, first)
+		}
+		if err := g.host.check(g, docs...); err != nil {
+			return err
+		}
 		g.say("Dry run completed successfully")
 		return nil
 	}

@@ -18,6 +18,10 @@ type runner interface {
 	// create makes a machine and starts it. What it has made when it fails is
 	// in u.
 	create(ctx context.Context, o making, u *undo) (instance, error)
+	// check says what create would refuse in the documents of a machine, and
+	// warns of what is done in another way than they say. It changes nothing,
+	// and may be called before the disks exist.
+	check(g *guest, docs ...*domxml.Element) error
 }
 
 // making is what a runner is asked for.
@@ -146,6 +150,9 @@ func newExecution(ctx context.Context, g *guest, in *installation) (*execution, 
 	if there != nil && !a.has("reinstall") {
 		return nil, fmt.Errorf("Guest name '%s' is already in use.", name)
 	}
+	if err := g.host.check(g, docs...); err != nil {
+		return nil, err
+	}
 	if err := g.secureGraphics(docs...); err != nil {
 		return nil, err
 	}
@@ -182,8 +189,9 @@ func (e *execution) make(ctx context.Context) (machine instance, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.g.host.libvirtConn() != nil {
-		// The machine has loaded its kernel and holds its discs open.
+	if e.g.host.libvirtConn() != nil && e.order.first != nil {
+		// The machine has loaded its kernel and holds its discs open. Without an
+		// install phase the definition names them, and they stay.
 		if err := files.run(); err != nil {
 			e.g.warn("%v", err)
 		}

@@ -17,6 +17,9 @@ func (h *libvirtHost) imageDir() string { return defaultPoolDir }
 
 func (h *libvirtHost) diskUsers(context.Context, map[string][]string) error { return nil }
 
+// check leaves it to libvirtd, which knows its QEMU.
+func (h *libvirtHost) check(*guest, ...*domxml.Element) error { return nil }
+
 // create starts the machine by the document of its first run, and defines it
 // by that of all others.
 func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, error) {
@@ -35,6 +38,12 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 	long, cancel := lingering(ctx)
 	defer cancel()
 	dom, err := h.conn.Create(long, document(begin), libvirt.StartOptions{AutoDestroy: o.ephemeral})
+	if long.Err() != nil {
+		name := o.final.Get("name")
+		u.add(func() error { // so that its disks are kept
+			return fmt.Errorf("libvirt does not answer: domain %s may start yet; `virsh --connect %s destroy %s` ends it", name, h.uri(), name)
+		})
+	}
 	if err != nil {
 		return nil, plain(err)
 	}

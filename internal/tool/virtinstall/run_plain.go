@@ -66,7 +66,9 @@ func (h *plainHost) create(ctx context.Context, o making, u *undo) (instance, er
 	if req.Spec, err = h.spec(o.g, o.final); err != nil {
 		return nil, err
 	}
-	if o.first != nil {
+	if o.first == nil {
+		req.Owned = o.staged // the seed stays in its drive
+	} else {
 		first, err := h.spec(o.g, o.first)
 		if err != nil {
 			return nil, err
@@ -188,10 +190,12 @@ func (m *plainMachine) console(ctx context.Context) (io.ReadWriteCloser, error) 
 // machine is reached.
 func (m *plainMachine) follow(ctx context.Context) error {
 	if !m.quiet && !m.twoPhases {
-		if err := m.c.Boot(ctx, m.name, m.g.event); err != nil {
+		err := m.c.Boot(ctx, m.name, m.g.event)
+		if err == nil {
+			m.g.say("%s is at its login prompt.", m.name)
+		} else if err = m.withoutLogin(ctx, err); err != nil {
 			return err
 		}
-		m.g.say("%s is at its login prompt.", m.name)
 	}
 	m.g.say("Reach it by: lamina console %s", m.name)
 	state, err := m.c.Machine(ctx, m.name)
@@ -215,6 +219,22 @@ func vncAddress(m api.Machine) string {
 		return m.Run.VNC
 	}
 	return filepath.Join(m.Dir, home.VNCSocket)
+}
+
+// withoutLogin is no error, but a warning, where the machine runs and only its
+// login prompt is not seen: Windows and a desktop show none that can be read,
+// and the machine was made as asked for.
+func (m *plainMachine) withoutLogin(ctx context.Context, err error) error {
+	var refused *api.Error
+	if !errors.As(err, &refused) || refused.Code != api.CodeBoot {
+		return err
+	}
+	running, stateErr := m.running(ctx)
+	if stateErr != nil || !running {
+		return errors.Join(err, stateErr)
+	}
+	m.g.warn("%v", err)
+	return nil
 }
 
 func (m *plainMachine) destroy(ctx context.Context) error {
