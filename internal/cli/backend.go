@@ -21,7 +21,7 @@ type Backend interface {
 	Start(ctx context.Context, name string, req api.StartRequest, on client.EventFunc) (api.Machine, error)
 	Stop(ctx context.Context, name string, req api.StopRequest, on client.EventFunc) (api.Machine, error)
 	Remove(ctx context.Context, name string, force bool) error
-	RemoveDisks(ctx context.Context, name string, force bool) error
+	RemoveDisks(ctx context.Context, name string, force bool, on client.EventFunc) error
 	Autostart(ctx context.Context, name string, on bool) error
 	Console(ctx context.Context, name string) (io.ReadWriteCloser, error)
 	Screen(ctx context.Context, name, format string) ([]byte, error)

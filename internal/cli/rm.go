@@ -42,7 +42,9 @@ func (a *app) rm(ctx context.Context, patterns []string, force, disks bool) erro
 	}
 	return a.each(ctx, list, false, 8, func(ctx context.Context, m api.Machine) (api.Machine, error) {
 		if disks {
-			return m, c.RemoveDisks(ctx, m.Name, force)
+			f := a.follow(m.Name)
+			defer f.end()
+			return m, c.RemoveDisks(ctx, m.Name, force, named(m.Name, f.event))
 		}
 		return m, c.Remove(ctx, m.Name, force)
 	})

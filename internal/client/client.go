@@ -164,8 +164,9 @@ func (c *Client) Remove(ctx context.Context, name string, force bool) error {
 }
 
 // RemoveDisks is Remove, and removes the machine's writable disk images too,
-// unless another machine needs one of them: then nothing is removed.
-func (c *Client) RemoveDisks(ctx context.Context, name string, force bool) error {
+// unless another machine needs one of them: then nothing is removed. The daemon
+// tells on nothing meanwhile.
+func (c *Client) RemoveDisks(ctx context.Context, name string, force bool, _ EventFunc) error {
 	return c.remove(ctx, name, force, true)
 }
 

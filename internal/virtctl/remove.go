@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/client"
 	"github.com/lamina-vm/lamina/internal/vm"
 	"github.com/lamina-vm/lamina/internal/vm/libvirt"
 )
@@ -15,16 +16,17 @@ import (
 // Remove forgets a domain with what libvirt itself keeps of it: NVRAM, TPM
 // state, a saved state, the names of its snapshots. Its disks stay.
 func (v *Machines) Remove(ctx context.Context, name string, force bool) error {
-	return v.remove(ctx, name, force, false)
+	return v.remove(ctx, name, force, false, nil)
 }
 
 // RemoveDisks is Remove, and then removes the domain's writable images, unless
-// another domain has one of them: then nothing is removed.
-func (v *Machines) RemoveDisks(ctx context.Context, name string, force bool) error {
-	return v.remove(ctx, name, force, true)
+// another domain has one of them: then nothing is removed. A disk that stays
+// because it is no file is told on.
+func (v *Machines) RemoveDisks(ctx context.Context, name string, force bool, on client.EventFunc) error {
+	return v.remove(ctx, name, force, true, on)
 }
 
-func (v *Machines) remove(ctx context.Context, name string, force, disks bool) error {
+func (v *Machines) remove(ctx context.Context, name string, force, disks bool, on client.EventFunc) error {
 	d, err := v.find(ctx, name)
 	if err != nil {
 		return err
@@ -53,7 +55,11 @@ func (v *Machines) remove(ctx context.Context, name string, force, disks bool) e
 	}
 	var errs []error
 	for _, path := range images {
-		errs = append(errs, v.removeImage(ctx, path))
+		removed, err := v.removeImage(ctx, path)
+		if err == nil && !removed && on != nil {
+			on(api.Event{Machine: d.Name(), Warning: "the disk " + path + " is no image file: it stays"})
+		}
+		errs = append(errs, err)
 	}
 	return refusal(errors.Join(errs...))
 }
@@ -113,32 +119,32 @@ func (v *Machines) removable(ctx context.Context, d *libvirt.Domain) ([]string, 
 
 // removeImage removes an image: the volume of a pool by libvirt, another file
 // by ourselves. What is no file (a logical volume, a partition) is nobody's
-// image that was made for the domain: it stays.
-func (v *Machines) removeImage(ctx context.Context, path string) error {
+// image that was made for the domain: it stays, and removed is false.
+func (v *Machines) removeImage(ctx context.Context, path string) (removed bool, err error) {
 	vol, err := v.conn.LookupVolume(ctx, path)
 	if err == nil {
 		file, err := v.isFile(ctx, vol, path)
 		if err != nil || !file {
-			return err
+			return false, err
 		}
-		return vol.Delete(ctx)
+		return true, vol.Delete(ctx)
 	}
 	if !errors.Is(err, libvirt.ErrNotFound) {
-		return err
+		return false, err
 	}
 	if err := v.local("disk " + path); err != nil {
-		return err
+		return false, err
 	}
 	st, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return true, nil
 	case err != nil:
-		return err
+		return false, err
 	case !st.Mode().IsRegular():
-		return nil
+		return false, nil
 	}
-	return os.Remove(path)
+	return true, os.Remove(path)
 }
 
 // isFile reports whether a volume is a plain file. One of which nobody says so

@@ -221,20 +221,20 @@ func remove(t *testing.T, d *libvirttest.Daemon, v *Machines, dir string) {
 		t.Fatal(err)
 	}
 	d.Virsh(t, "define", shared)
-	if err := v.RemoveDisks(ctx, "one", false); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "other") {
+	if err := v.RemoveDisks(ctx, "one", false, nil); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "other") {
 		t.Errorf("a disk of another machine: %v", err)
 	}
 	// Another that does not run, of which libvirt does not say what is below.
 	d.Virsh(t, "define", filepath.Join(dir, "other.xml"))
 	over := filepath.Join(dir, "other.qcow2")
 	qemutest.Img(t, "create", "-q", "-f", "qcow2", "-b", "one.qcow2", "-F", "qcow2", over)
-	if err := v.RemoveDisks(ctx, "one", false); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "machine other needs") {
+	if err := v.RemoveDisks(ctx, "one", false, nil); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "machine other needs") {
 		t.Errorf("the base of another machine's disk: %v", err)
 	}
 	if err := os.WriteFile(over, make([]byte, 512), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.RemoveDisks(ctx, "one", false); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "machine other") {
+	if err := v.RemoveDisks(ctx, "one", false, nil); code(err) != api.CodeInUse || !strings.Contains(err.Error(), "machine other") {
 		t.Errorf("another machine's disk cannot be read: %v", err)
 	}
 	if err := v.Remove(ctx, "other", false); err != nil {
@@ -244,7 +244,7 @@ func remove(t *testing.T, d *libvirttest.Daemon, v *Machines, dir string) {
 	if !there("one.qcow2") || !there("other.qcow2") {
 		t.Error("a disk is gone that nobody wanted removed")
 	}
-	if err := v.RemoveDisks(ctx, "one", false); err != nil {
+	if err := v.RemoveDisks(ctx, "one", false, nil); err != nil {
 		t.Error(err)
 	}
 	if there("one.qcow2") || !there("other.qcow2") {
@@ -272,8 +272,8 @@ func TestVolumes(t *testing.T) {
 		t.Errorf("%q, %v", files, err)
 	}
 	for _, path := range []string{folder, over} {
-		if err := v.removeImage(ctx, path); err != nil {
-			t.Error(err)
+		if removed, err := v.removeImage(ctx, path); err != nil || removed != (path == over) {
+			t.Errorf("%s: %v, %v", path, removed, err)
 		}
 	}
 	if _, err := os.Stat(folder); err != nil {
@@ -295,6 +295,18 @@ func TestVolumes(t *testing.T) {
 	}
 	if files, err := v.filesOf(ctx, dom); err != nil || !slices.Contains(files, base) {
 		t.Errorf("a disk that is named by its volume: %q, %v", files, err)
+	}
+	text = strings.Replace(sample, "%[2]s/%[1]s.qcow2", folder, 1)
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(text, "held", dir, vm.NewUUID())), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Virsh(t, "define", file)
+	var told []string
+	if err := v.RemoveDisks(ctx, "held", false, func(e api.Event) { told = append(told, e.Warning) }); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(folder); err != nil || len(told) != 1 || !strings.Contains(told[0], folder) {
+		t.Errorf("a disk that is no file: %v, told %q", err, told)
 	}
 }
 
