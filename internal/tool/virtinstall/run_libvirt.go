@@ -38,7 +38,7 @@ func (h *libvirtHost) create(ctx context.Context, o making, u *undo) (instance, 
 	long, cancel := lingering(ctx)
 	defer cancel()
 	dom, err := h.conn.Create(long, document(begin), libvirt.StartOptions{AutoDestroy: o.ephemeral})
-	if long.Err() != nil {
+	if err != nil && long.Err() != nil {
 		name := o.final.Get("name")
 		u.add(func() error { // so that its disks are kept
 			return fmt.Errorf("libvirt does not answer: domain %s may start yet; `virsh --connect %s destroy %s` ends it", name, h.uri(), name)
