@@ -1,10 +1,12 @@
 package libvirt
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os/exec"
@@ -137,8 +139,11 @@ func lastLine(b []byte) string {
 	return lines[len(lines)-1]
 }
 
-// wire is a connection that checks the length of every packet that comes in
-// before the RPC library allocates it, and that says when it has ended.
+// wire is a connection that hands the RPC library whole packets: it checks the
+// length of each before any of it is allocated, says when it has ended, and
+// keeps back the packets of a stream that overtake the answer to the call that
+// opens it. libvirtd may send them first, and the library would take the one for
+// the other, lose data, and block.
 type wire struct {
 	net.Conn
 	ended chan struct{} // closed by the first error of a read, and by Close
@@ -146,47 +151,76 @@ type wire struct {
 	err   error // of that read, nil after Close; read it after ended
 
 	// Of the one reader.
-	head [4]byte // the length field of the packet that begins
-	have int     // bytes of head
-	left int64   // bytes of the packet that are to come
+	in       *bufio.Reader
+	out      []byte // what is ready to be read
+	early    []byte // stream packets of the call earlyOf, which is not answered yet
+	earlyOf  uint32
+	answered uint32 // the highest serial with an answer; a stream's call is the last of its connection
 }
 
-func newWire(c net.Conn) *wire { return &wire{Conn: c, ended: make(chan struct{})} }
+// The header of a packet, after its length: program, version, procedure, type,
+// serial, status (libvirt, rpc/virnetprotocol.x).
+const (
+	typeOffset   = 16
+	serialOffset = 20
+	typeReply    = 1
+	typeStream   = 3
+	replyWithFDs = 5
+	typeHole     = 6
+)
+
+func newWire(c net.Conn) *wire {
+	return &wire{Conn: c, ended: make(chan struct{}), in: bufio.NewReader(c)}
+}
 
 // Dial hands the connection to the RPC library.
 func (w *wire) Dial() (net.Conn, error) { return w, nil }
 
 func (w *wire) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
-	if err == nil {
-		err = w.check(b[:n])
+	for len(w.out) == 0 {
+		if err := w.packet(); err != nil {
+			w.end(err)
+			return 0, err
+		}
 	}
-	if err != nil {
-		w.end(err)
-		return 0, err
-	}
+	n := copy(b, w.out)
+	w.out = w.out[n:]
 	return n, nil
 }
 
-// check follows the packets in what was read.
-func (w *wire) check(b []byte) error {
-	for len(b) > 0 {
-		if w.left > 0 {
-			n := min(w.left, int64(len(b)))
-			b, w.left = b[n:], w.left-n
-			continue
+// packet reads one packet into what is ready, or keeps it back.
+func (w *wire) packet() error {
+	head, err := w.in.Peek(4)
+	if err != nil {
+		return err
+	}
+	size := binary.BigEndian.Uint32(head)
+	if size < packetMin || size > packetMax {
+		return fmt.Errorf("packet of %d bytes, expected %d to %d: this is not libvirt's protocol", size, packetMin, packetMax)
+	}
+	p := make([]byte, size)
+	if _, err := io.ReadFull(w.in, p); err != nil {
+		return err
+	}
+	kind, serial := binary.BigEndian.Uint32(p[typeOffset:]), binary.BigEndian.Uint32(p[serialOffset:])
+	switch kind {
+	case typeReply, replyWithFDs:
+		w.answered = max(w.answered, serial)
+		w.out = p
+		if serial == w.earlyOf {
+			w.out, w.early, w.earlyOf = append(p, w.early...), nil, 0
 		}
-		n := copy(w.head[w.have:], b)
-		b, w.have = b[n:], w.have+n
-		if w.have < len(w.head) {
+		return nil
+	case typeStream, typeHole:
+		if serial > w.answered {
+			if len(w.early)+len(p) > packetMax {
+				return fmt.Errorf("a stream of more than %d bytes before the answer that opens it", packetMax)
+			}
+			w.early, w.earlyOf = append(w.early, p...), serial
 			return nil
 		}
-		size := binary.BigEndian.Uint32(w.head[:])
-		if size < packetMin || size > packetMax {
-			return fmt.Errorf("packet of %d bytes, expected %d to %d: this is not libvirt's protocol", size, packetMin, packetMax)
-		}
-		w.left, w.have = int64(size)-int64(len(w.head)), 0
 	}
+	w.out = p
 	return nil
 }
 

@@ -35,23 +35,32 @@ const maxScreenshot = 256 << 20
 var ErrNoScreen = errors.New("the screen cannot be read")
 
 // screenshotTries is how often a picture is asked for that comes without its
-// end, or without any of it, as libvirt's stream of a file now and then does
-// while the machine is just starting.
+// end, or without any of it: libvirtd may send the stream's first packet before
+// its answer to the call, and the RPC library takes the one for the other.
 const screenshotTries = 5
+
+// screenshotTimeout bounds one of them.
+const screenshotTimeout = 10 * time.Second
 
 // Screenshot returns the picture of the domain's first screen.
 func (d *Domain) Screenshot(ctx context.Context) (screen.Picture, error) {
 	for try := 1; ; try++ {
-		data, err := d.screenshot(ctx)
-		if err != nil {
+		limited, cancel := context.WithTimeout(ctx, screenshotTimeout)
+		data, err := d.screenshot(limited)
+		late := limited.Err() != nil && ctx.Err() == nil
+		cancel()
+		if err != nil && !late {
 			return screen.Picture{}, fmt.Errorf("%w: %w", ErrNoScreen, err)
 		}
-		pic, err := readPicture(data)
 		if err == nil {
-			return pic, nil
+			var pic screen.Picture
+			if pic, err = readPicture(data); err == nil {
+				return pic, nil
+			}
+			err = fmt.Errorf("libvirt's picture of %d bytes: %w", len(data), err)
 		}
 		if try == screenshotTries {
-			return screen.Picture{}, fmt.Errorf("%w: libvirt's picture of %d bytes: %w", ErrNoScreen, len(data), err)
+			return screen.Picture{}, fmt.Errorf("%w: %w", ErrNoScreen, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -67,8 +76,10 @@ func (d *Domain) screenshot(ctx context.Context) ([]byte, error) {
 	_, err := alone(ctx, d.conn, d.op("screenshot of"), func(l *golibvirt.Libvirt) (struct{}, error) {
 		_, err := l.DomainScreenshot(d.dom, b, 0, 0)
 		var refused golibvirt.Error
-		if _, over := b.take(); err != nil && !errors.As(err, &refused) && (over || b.len() > 0) {
-			err = nil // the library looks for the picture's type in the packet that ends the stream
+		if err != nil && !errors.As(err, &refused) {
+			// The library looks for the picture's type in the packet that ends the
+			// stream. Whether all of it has come is seen from the picture itself.
+			err = nil
 		}
 		return struct{}{}, err
 	})
@@ -104,12 +115,6 @@ func (w *bounded) Write(b []byte) (int, error) {
 		return len(b), nil
 	}
 	return w.b.Write(b)
-}
-
-func (w *bounded) len() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.b.Len()
 }
 
 func (w *bounded) take() (b []byte, over bool) {
