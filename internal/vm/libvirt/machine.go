@@ -390,29 +390,17 @@ func (m *machine) asked(err error) error {
 
 // isEnding says whether the domain has ended; its supervisor may still be about
 // to say so.
-func (m *machine) isEnding() bool {
-	select {
-	case <-m.ending:
-		return true
-	default:
-		return false
-	}
-}
+func (m *machine) isEnding() bool { return isClosed(m.ending) }
 
-func (m *machine) hasEnded() bool {
-	select {
-	case <-m.ended:
-		return true
-	default:
-		return false
-	}
-}
+func (m *machine) hasEnded() bool { return isClosed(m.ended) }
 
 // isReleased says whether the machine was let go of while it ran.
-func (m *machine) isReleased() bool {
+func (m *machine) isReleased() bool { return isClosed(m.released) && !m.hasEnded() }
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-m.released:
-		return !m.hasEnded()
+	case <-c:
+		return true
 	default:
 		return false
 	}
