@@ -91,7 +91,7 @@ var subclustersTable = []diffGroup{
 			{lines: "dd if=sub.qcow2 of=x bs=4k count=30; dd -O qcow2 if=sub.qcow2 of=y bs=1k skip=16"},
 			{lines: "measure -O qcow2 -o extended_l2=on sub.qcow2; measure -O qcow2 -o extended_l2=on --size 1T; measure -O raw sub.qcow2"},
 			{lines: "measure -O qcow2 -o extended_l2=on,cluster_size=8k --size 1G"},
-			{lines: "bench -c 10 -s 2k sub.qcow2; bench -w -c 20 -s 700 -S 3000 sub.qcow2; check sub.qcow2"},
+			{lines: "bench -c 10 -s 2k sub.qcow2; bench -w -d 1 -c 20 -s 700 -S 3000 sub.qcow2; check sub.qcow2"},
 			{lines: "bitmap --add -g 64k sub.qcow2 b0; info sub.qcow2; check sub.qcow2"},
 			{lines: "check subboth.qcow2; check -r leaks subboth.qcow2; check -r all subboth.qcow2; check --output=json subboth.qcow2"},
 			{lines: "check subnone.qcow2; check -r all subnone.qcow2"},
