@@ -15,6 +15,26 @@
 //	GET    /v1/templates/{ref}               Template
 //	DELETE /v1/templates/{ref}               204
 //	POST   /v1/templates/{ref}/verify        events, result Template; CodeFailed if the image is not what was imported
+//	POST   /v1/templates/{ref}/tag     TagRequest     Template
+//	POST   /v1/templates/{ref}/export  ExportRequest  events
+//	POST   /v1/templates/{ref}/warm    WarmRequest    events, result WarmUnit
+//	POST   /v1/template-from   TemplateFromRequest  events, result Template
+//	GET    /v1/warm                          []WarmUnit
+//	DELETE /v1/warm/{id}                     204; machines that were made of it go on
+//	GET    /v1/lineage                       []LineageNode
+//	POST   /v1/prune           PruneRequest  PruneResult
+//	GET    /v1/space                         Space
+//	PUT    /v1/space           SpaceLimits   Space
+//	GET    /v1/fleets                        []FleetState
+//	GET    /v1/fleets/{name}                 FleetState
+//	POST   /v1/fleets/plan     FleetRequest  FleetPlan
+//	POST   /v1/fleets/apply    FleetRequest  events, result FleetState; goes on when the client goes
+//	DELETE /v1/fleets/{name}?force=1         events; removes its machines too (force: also running ones)
+//	POST   /v1/machines/{name}/fork    ForkRequest          events, result ForkResult
+//	POST   /v1/machines/{name}/clone   CloneMachineRequest  events, result []Machine
+//	POST   /v1/machines/{name}/commit  CommitRequest        events, result Template
+//	POST   /v1/machines/{name}/flatten FlattenRequest       events, result Machine
+//	POST   /v1/machines/{name}/rebase  RebaseRequest        events, result Machine
 //	GET    /v1/machines                      []Machine
 //	POST   /v1/machines        RunRequest    events, result Machine; the machine stays when the client goes
 //	POST   /v1/clones          CloneRequest  events, result []Machine
@@ -131,6 +151,8 @@ type ImportRequest struct {
 	Name   string `json:"name,omitempty"`
 	Format string `json:"format,omitempty"` // of a raw image that must not be probed
 	User   string `json:"user,omitempty"`   // default user recorded for its clones
+	// Compress the stored image: "", "none" (read fastest), "zlib", "zstd".
+	Compress string `json:"compress,omitempty"`
 }
 
 // Template is an image that machines are made of.
@@ -142,7 +164,17 @@ type Template struct {
 	DiskSize    int64     `json:"diskSize"` // bytes allocated on the host
 	User        string    `json:"user,omitempty"`
 	CreatedAt   time.Time `json:"createdAt"`
-	Machines    []string  `json:"machines"` // that need it
+	Machines    []string  `json:"machines"` // that need it, also by way of layers
+
+	Kind      LayerKind `json:"kind"`
+	Names     []string  `json:"names"`              // all of them
+	Parent    string    `json:"parent,omitempty"`   // layer below, "" for a whole image
+	Layers    []string  `json:"layers,omitempty"`   // that lie directly over it
+	Warm      []string  `json:"warm,omitempty"`     // ids of its warm units
+	Info      ImageInfo `json:"info,omitzero"`      // what looking into it has found
+	Compress  string    `json:"compress,omitempty"` // of the stored image
+	Immutable bool      `json:"immutable"`          // the file system keeps it from being changed
+	UsedAt    time.Time `json:"usedAt,omitzero"`    // a machine was made of it last
 }
 
 // MachineConfig is what a person chooses for a machine.
@@ -169,6 +201,16 @@ type MachineConfig struct {
 	Password string   `json:"password,omitempty"`
 	UserData []byte   `json:"userData,omitempty"`
 	NoSeed   bool     `json:"noSeed,omitempty"`
+	// UserDataTemplate: UserData is a text/template over Name, Hostname, Index (from
+	// 1), Count and Template, made for each machine.
+	UserDataTemplate bool `json:"userDataTemplate,omitempty"`
+	// Labels are for people and programs; "fleet" and "group" are set by fleets.
+	Labels map[string]string `json:"labels,omitempty"`
+	// KSM lets the host merge equal pages of machines, where its kernel does.
+	KSM bool `json:"ksm,omitempty"`
+	// Balloon gives pages that the guest does not use back to the host (free
+	// page reporting).
+	Balloon bool `json:"balloon,omitempty"`
 }
 
 // RunRequest imports an image, makes a machine of it and starts it.
@@ -180,6 +222,8 @@ type RunRequest struct {
 	// NoWait ends the stream when the guest executes, not at login.
 	NoWait  bool          `json:"noWait,omitempty"`
 	Timeout time.Duration `json:"timeout,omitempty"` // boot.Options.Timeout
+	Warm    Warm          `json:"warm,omitempty"`
+	Wait    WaitTo        `json:"wait,omitempty"`
 }
 
 // CloneRequest makes machines of a template.
@@ -191,6 +235,8 @@ type CloneRequest struct {
 	Start   bool          `json:"start,omitempty"`
 	NoWait  bool          `json:"noWait,omitempty"`
 	Timeout time.Duration `json:"timeout,omitempty"`
+	Warm    Warm          `json:"warm,omitempty"`
+	Wait    WaitTo        `json:"wait,omitempty"`
 }
 
 // StartRequest starts a stopped machine.
@@ -219,10 +265,15 @@ const (
 	// Installing: the install phase of a machine runs (see [Install]) and has
 	// shown no login prompt.
 	Installing MachineState = "installing"
-	Stuck      MachineState = "stuck"  // the boot stopped; Problem says why
-	Paused     MachineState = "paused" // by a person, or by the host; told of a libvirt\'s machines
-	Stopped    MachineState = "stopped"
-	Crashed    MachineState = "crashed"
+	Stuck      MachineState = "stuck" // the boot stopped; Problem says why
+	// Paused by the host, for lack of space (Machine.PauseReason), or a libvirt's
+	// machine, by anybody.
+	Paused MachineState = "paused"
+	// Renewing: started warm, its console answers, and its guest is becoming
+	// itself (host name, keys, addresses).
+	Renewing MachineState = "renewing"
+	Stopped  MachineState = "stopped"
+	Crashed  MachineState = "crashed"
 )
 
 // Machine is a machine as the daemon knows it.
@@ -248,6 +299,16 @@ type Machine struct {
 	// such a machine has no Template and no Digest.
 	Definition *Definition `json:"definition,omitempty"`
 	Autostart  bool        `json:"autostart,omitempty"`
+
+	// Base is the layer that its own lies over: a digest, or the id of a frozen
+	// layer; "" for one with a definition or a flat disk.
+	Base string `json:"base,omitempty"`
+	// Warmth is set while a machine runs that was started warm, Identity once the
+	// guest has confirmed it.
+	Warmth      *Warmth           `json:"warmth,omitempty"`
+	Identity    *Identity         `json:"identity,omitempty"`
+	PauseReason string            `json:"pauseReason,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
 
 	SSHPort int    `json:"sshPort,omitempty"` // on 127.0.0.1, while it runs
 	User    string `json:"user,omitempty"`    // to log in as

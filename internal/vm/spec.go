@@ -66,6 +66,11 @@ type Spec struct {
 
 	Devices
 
+	// GenerationID is the id that tells a guest that it is another copy than it
+	// was (vmgenid): a UUID, new for each clone and after each thaw; "" is no
+	// such device.
+	GenerationID string `json:"generationID,omitempty"`
+
 	RNG bool `json:"rng"` // a virtio-rng device fed from the host's /dev/urandom
 	// NoReboot makes a guest's reboot end the machine; the same as OnReboot
 	// "destroy".

@@ -89,6 +89,8 @@ type Char struct {
 const (
 	ChannelAgent = "org.qemu.guest_agent.0"
 	ChannelSpice = "com.redhat.spice.0"
+	// ChannelLamina is that of our own agent (package guest/agent).
+	ChannelLamina = "dev.lamina.agent.0"
 )
 
 // Channel is a virtio-serial port with a name: /dev/virtio-ports/NAME.
