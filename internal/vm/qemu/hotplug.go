@@ -301,8 +301,8 @@ func (m *machine) closeNodes(ctx context.Context, id string, d vm.Disk) error {
 	return nil
 }
 
-// nodesOf are the top nodes of a drive: its own and that of a medium that took
-// its place.
+// nodesOf are the nodes of a drive that were opened by name: its own, that of a
+// medium that took its place, and its later layers, the topmost first.
 func (m *machine) nodesOf(ctx context.Context, id string) ([]string, error) {
 	var all []struct {
 		NodeName string `json:"node-name"`
@@ -312,10 +312,11 @@ func (m *machine) nodesOf(ctx context.Context, id string) ([]string, error) {
 	}
 	var found []string
 	for _, n := range all {
-		if n.NodeName == id || strings.HasPrefix(n.NodeName, id+mediumMark) {
+		if layerNumber(n.NodeName, id) >= 0 || strings.HasPrefix(n.NodeName, id+mediumMark) {
 			found = append(found, n.NodeName)
 		}
 	}
+	slices.SortStableFunc(found, func(a, b string) int { return layerNumber(b, id) - layerNumber(a, id) })
 	return found, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/home"
@@ -31,6 +32,9 @@ type machine struct {
 	// exit is set before. released is closed by Release.
 	ended, released chan struct{}
 	releaseOnce     sync.Once
+
+	held atomic.Bool // by Pause: the supervisor lets it not go on
+	full atomic.Bool // it waits for space on the host
 
 	// plug is held while a device is added or changed, forgetMu while one that
 	// is gone is cleaned up after, changeMu while the record is written; taken in

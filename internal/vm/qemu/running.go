@@ -19,6 +19,11 @@ var (
 	_ vm.MediaChanger   = (*machine)(nil)
 	_ vm.DiskThrottler  = (*machine)(nil)
 	_ vm.PasswordSetter = (*machine)(nil)
+
+	_ vm.Pauser          = (*machine)(nil)
+	_ vm.SpaceWaiter     = (*machine)(nil)
+	_ vm.DiskFlattener   = (*machine)(nil)
+	_ vm.DiskSnapshotter = (*machine)(nil)
 )
 
 // diskID is what QEMU calls a drive of the spec, nicID a card.
@@ -146,7 +151,11 @@ func (m *machine) ResizeDisk(ctx context.Context, name string, size int64) error
 	if size == now {
 		return nil
 	}
-	if err := m.execute(ctx, "block_resize", map[string]any{"node-name": id, "size": size}, nil); err != nil {
+	node, err := m.topNode(ctx, id)
+	if err == nil {
+		err = m.execute(ctx, "block_resize", map[string]any{"node-name": node, "size": size}, nil)
+	}
+	if err != nil {
 		return fmt.Errorf("resize drive %q: %w", name, err)
 	}
 	return nil

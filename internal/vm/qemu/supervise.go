@@ -33,7 +33,9 @@ func (m *machine) supervise() {
 	var lost, full <-chan time.Time
 	look := func() { // why it stopped, if it has; also when nobody listened
 		full = nil
-		if m.noteStop() {
+		waits := m.noteStop()
+		m.full.Store(waits)
+		if waits {
 			full = time.After(m.spacePause)
 		}
 	}
@@ -48,7 +50,7 @@ func (m *machine) supervise() {
 			}
 			m.note(e)
 			switch {
-			case e.Name == "STOP":
+			case e.Name == "STOP", e.Name == "RESUME":
 				look()
 			case e.Name == "GUEST_PANICKED" && m.spec().OnCrash == vm.ActionRestart:
 				m.restartGuest()
@@ -78,7 +80,7 @@ func (m *machine) tryAgain() {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	// Whoever stopped it meanwhile for another reason keeps it stopped.
-	if status, err := m.queryStatus(ctx); err == nil && status == statusIOError {
+	if status, err := m.queryStatus(ctx); err == nil && status == statusIOError && !m.held.Load() {
 		_ = m.execute(ctx, "cont", nil, nil) // asked again later
 	}
 }
