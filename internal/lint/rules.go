@@ -53,8 +53,8 @@ var rules = []rule{
 		reason: "the command starts in 2 ms: what is heavy is linked into laminad, never into lamina"},
 	{from: "internal/cli", deny: []string{"internal/vm/libvirt", "internal/vm/domain", "internal/vm/domxml", "internal/tool/virtinstall", "internal/store", "internal/daemon"},
 		reason: "the verbs are a client of whatever machines they are given: both lamina and laminad link them"},
-	{from: "...", except: []string{"internal/guestimage/...", "internal/vm/vmtest", "block/blocktest", "test/...", "internal/qemutest", "internal/libvirttest"},
-		deny:   []string{"internal/qemutest", "internal/libvirttest", "internal/guestimage", "testing", "test/..."},
+	{from: "...", except: []string{"internal/guestimage/...", "internal/vm/vmtest", "block/blocktest", "test/...", "internal/qemutest", "internal/libvirttest", "internal/programs"},
+		deny:   []string{"internal/qemutest", "internal/libvirttest", "internal/programs", "internal/guestimage", "testing", "test/..."},
 		reason: "the doors of the tests are for tests"},
 	{from: "...", deny: []string{"C"}, deep: false, reason: "no cgo: the binaries are static"},
 }

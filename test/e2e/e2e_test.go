@@ -18,34 +18,14 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/lamina-vm/lamina/internal/guestimage"
+	"github.com/lamina-vm/lamina/internal/programs"
 	"github.com/lamina-vm/lamina/internal/scripttest"
 )
 
-// bin is the folder of the two programs, which TestMain builds.
+// bin is the folder of the programs.
 var bin string
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "lamina-e2e-bin-")
-	if err == nil {
-		err = os.Chmod(dir, 0o755) // for the ordinary user
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	bin = dir
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/",
-		"github.com/lamina-vm/lamina/cmd/lamina", "github.com/lamina-vm/lamina/cmd/laminad")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { programs.Main(m, &bin) }
 
 // nobody is the ordinary user, and group, that root becomes.
 const nobody = 65534
