@@ -10,7 +10,7 @@
 //	GET    /v1/version                       Version
 //	GET    /v1/catalog                       []CatalogEntry
 //	POST   /v1/pull            PullRequest   events, result PullResult
-//	GET    /v1/templates                     []Template
+//	GET    /v1/templates?all=1               []Template; all: also frozen and warm layers
 //	POST   /v1/templates       ImportRequest events, result Template
 //	GET    /v1/templates/{ref}               Template
 //	DELETE /v1/templates/{ref}               204

@@ -40,7 +40,11 @@ type machineFlags struct {
 	password     string
 	passwordFile string
 	userData     string
+	userTemplate string
 	noSeed       bool
+	labels       []string
+	ksm          bool
+	balloon      bool
 }
 
 // choices are the words that an option takes.
@@ -73,9 +77,14 @@ func (f *machineFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.password, "password", "", "`PASSWORD` of the user; - asks for it on the terminal")
 	fs.StringVar(&f.passwordFile, "password-file", "", "`FILE` whose first line is the password")
 	fs.StringVar(&f.userData, "user-data", "", "cloud-init user-data `FILE`, which wins over the options here")
+	fs.StringVar(&f.userTemplate, "user-data-template", "", "cloud-init user-data `FILE` that is filled in for each machine: {{.Name}}, {{.Hostname}}, {{.Index}} (from 1), {{.Count}}, {{.Template}}")
 	fs.BoolVar(&f.noSeed, "no-seed", false, "give the guest no NoCloud seed; it keeps the image's own accounts")
+	fs.StringArrayVarP(&f.labels, "label", "l", nil, "`KEY=VALUE` to tell the machine by; may be repeated")
+	fs.BoolVar(&f.ksm, "ksm", false, "let the host merge equal pages of machines; says so where its kernel does not")
+	fs.BoolVar(&f.balloon, "balloon", false, "give memory that the guest does not use back to the host")
 	exclusive(cmd, "password", "password-file")
-	for _, o := range []string{"ssh-key", "password", "password-file", "user", "user-data", "hostname"} {
+	exclusive(cmd, "user-data", "user-data-template")
+	for _, o := range []string{"ssh-key", "password", "password-file", "user", "user-data", "user-data-template", "hostname"} {
 		exclusive(cmd, "no-seed", o)
 	}
 }
@@ -110,6 +119,7 @@ func (f *machineFlags) config(ctx context.Context, a *app) (api.MachineConfig, e
 	cfg := api.MachineConfig{
 		CPUs: f.cpus, Bus: vm.Bus(f.bus), Cache: vm.Cache(f.cache), Accel: vm.Accel(f.accel), Machine: f.machine,
 		VNC: f.vnc, VNCPassword: f.vncPassword, InsecureGraphics: f.insecure, Hostname: f.hostname, User: f.user, NoSeed: f.noSeed,
+		KSM: f.ksm, Balloon: f.balloon,
 	}
 	if f.cpus < 0 {
 		return cfg, usagef("--cpus %d: at least 1", f.cpus)
@@ -140,16 +150,20 @@ func (f *machineFlags) config(ctx context.Context, a *app) (api.MachineConfig, e
 		}
 		cfg.Forwards = append(cfg.Forwards, fw)
 	}
+	if cfg.Labels, err = parseLabels(f.labels); err != nil {
+		return cfg, err
+	}
 	if err := f.graphics(ctx, a, &cfg); err != nil {
 		return cfg, err
 	}
 	if f.noSeed {
 		return cfg, nil
 	}
-	if f.userData != "" {
-		if cfg.UserData, err = readSmall(f.userData); err != nil {
+	if file := f.userData + f.userTemplate; file != "" { // one of them
+		if cfg.UserData, err = readSmall(file); err != nil {
 			return cfg, err
 		}
+		cfg.UserDataTemplate = f.userTemplate != ""
 	}
 	if cfg.Password, err = f.readPassword(ctx, a); err != nil {
 		return cfg, err

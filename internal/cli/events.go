@@ -121,6 +121,9 @@ func changes(before, now []api.Machine) (out []api.MachineEvent) {
 		}
 		if m.State != old.State && m.State != api.Starting && m.State != api.Defined {
 			e := api.MachineEvent{Time: at, Machine: m.Name, Kind: string(m.State)}
+			if m.State == api.Paused {
+				e.Reason = m.PauseReason
+			}
 			if m.Run == nil && m.Exit != nil {
 				e.Reason = m.Exit.Reason
 			}

@@ -21,6 +21,8 @@ func TestChanges(t *testing.T) {
 		{"login", []api.Machine{{ID: "1", State: api.Starting, Run: run(1)}}, []api.Machine{{ID: "1", State: api.Login, Run: run(1)}}, []string{"login"}},
 		{"stopped", []api.Machine{{ID: "1", State: api.Login, Run: run(1)}},
 			[]api.Machine{{ID: "1", State: api.Stopped, Exit: &vm.Exit{Reason: "guest shut down"}}}, []string{"stopped guest shut down"}},
+		{"paused", []api.Machine{{ID: "1", State: api.Login, Run: run(1)}},
+			[]api.Machine{{ID: "1", State: api.Paused, Run: run(1), PauseReason: "no space"}}, []string{"paused no space"}},
 		{"another run", []api.Machine{{ID: "1", State: api.Login, Run: run(1)}}, []api.Machine{{ID: "1", State: api.Login, Run: run(2)}}, []string{"started"}},
 		{"removed", []api.Machine{{ID: "1", State: api.Stopped}}, nil, []string{"undefined"}},
 		{"another of the name", []api.Machine{{ID: "1", Name: "a"}}, []api.Machine{{ID: "2", Name: "a", State: api.Defined}}, []string{"undefined", "defined"}},

@@ -130,6 +130,7 @@ func (d *fakeDaemon) routes() http.Handler {
 		w.WriteHeader(204)
 		return nil
 	})
+	d.layerRoutes(handle)
 	d.machineRoutes(handle)
 	return mux
 }
@@ -269,7 +270,7 @@ func (d *fakeDaemon) record(v any) {
 
 func (d *fakeDaemon) template(ref string) (api.Template, error) {
 	for _, t := range d.templates {
-		if t.Name == ref || t.Digest == ref || len(ref) >= 12 && strings.HasPrefix(t.Digest, ref) {
+		if t.Name == ref || slices.Contains(t.Names, ref) || t.Digest == ref || len(ref) >= 12 && strings.HasPrefix(t.Digest, ref) {
 			for _, m := range d.machines {
 				if m.Digest == t.Digest {
 					t.Machines = append(t.Machines, m.Name)
@@ -319,7 +320,7 @@ func (d *fakeDaemon) importTemplate(w http.ResponseWriter, r *http.Request) erro
 
 func (d *fakeDaemon) addTemplate(name, source string) api.Template {
 	t := api.Template{Name: name, Source: source, Digest: fmt.Sprintf("%064x", 0xabcdef0000+len(d.templates)), VirtualSize: 2 << 30,
-		DiskSize: 300 << 20, User: "debian", CreatedAt: time.Unix(1_700_000_000, 0), Machines: []string{}}
+		DiskSize: 300 << 20, User: "debian", CreatedAt: time.Unix(1_700_000_000, 0), Machines: []string{}, Kind: api.LayerTemplate}
 	d.templates = append(d.templates, t)
 	return t
 }

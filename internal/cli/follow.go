@@ -31,7 +31,8 @@ func (a *app) follow(title string) *follower {
 // steps are the words for the steps of an operation.
 var steps = map[string]string{
 	"download": "downloading", "verify": "verifying", "import": "importing", "overlay": "making its disk",
-	"seed": "writing its seed", "start": "starting", "boot": "booting", "stop": "stopping",
+	"seed": "writing its seed", "freeze": "freezing its disk", "flatten": "copying what it reads of its templates",
+	"rebase": "comparing", "export": "writing", "commit": "making its layer a template", "generalise": "taking out its identity", "start": "starting", "boot": "booting", "stop": "stopping",
 }
 
 // event shows one event. It is a client.EventFunc.

@@ -138,7 +138,8 @@ func TestEveryDataVerbHasJSON(t *testing.T) {
 	root := testRoot(t)
 	for _, path := range []string{"run", "clone", "pull", "ls", "info", "start", "stop", "kill", "version", "attach", "detach", "resize", "media", "events", "check", "explain",
 		"snapshot list", "snapshot create",
-		"template import", "template ls", "template info"} {
+		"commit", "flatten", "rebase", "prune", "space",
+		"template import", "template ls", "template info", "template tree", "template tag", "template create"} {
 		cmd, _, err := root.Find(strings.Fields(path))
 		if err != nil {
 			t.Fatal(err)

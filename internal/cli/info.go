@@ -66,11 +66,20 @@ func infoText(m api.Machine) string {
 	}
 	put("name", "%s", m.Name)
 	put("state", "%s", stateText(m))
+	if m.PauseReason != "" {
+		put("paused", "%s", m.PauseReason)
+	}
 	if m.LoginIn > 0 {
 		put("login", "%s after its start", progress.Duration(m.LoginIn))
 	}
 	if m.Digest != "" {
 		put("template", "%s (sha256 %.12s)", shortDigest(m.Template), m.Digest)
+	}
+	if m.Base != "" && m.Base != m.Digest {
+		put("over", "%s", m.Base)
+	}
+	if len(m.Labels) > 0 {
+		put("labels", "%s", labelText(m.Labels))
 	}
 	if d := m.Definition; d != nil && d.Phase != api.Installed {
 		put("install", "%s", d.Phase)

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,8 +14,10 @@ import (
 )
 
 type lsOptions struct {
-	json  bool
-	names bool
+	json   bool
+	names  bool
+	long   bool
+	labels []string
 }
 
 func newLs(a *app) *cobra.Command {
@@ -26,21 +29,28 @@ func newLs(a *app) *cobra.Command {
 		Long: `List the machines, or those that the names mean.
 
 DISK is what a machine's own layer takes on the host, USED the part of the
-host's memory that is its own (proportional set size).
+host's memory that is its own (proportional set size). --long adds the layer that
+it lies over (BASE) and its labels.
 
 ` + patternHelp,
-		Example:           "  lamina ls\n  lamina ls 'w-*' --json\n  lamina ls --names",
+		Example:           "  lamina ls\n  lamina ls 'w-*' --json\n  lamina ls --names\n  lamina ls --long --label fleet=web",
 		ValidArgsFunction: completeMachines(a, true),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
 	}
 	jsonFlag(cmd, &o.json)
 	cmd.Flags().BoolVar(&o.names, "names", false, "print the names only, one a line")
+	cmd.Flags().BoolVar(&o.long, "long", false, "also what each lies over, and its labels")
+	cmd.Flags().StringArrayVarP(&o.labels, "label", "l", nil, "only those with the label `KEY=VALUE`; may be repeated")
 	exclusive(cmd, "json", "names")
 	connectFlag(cmd, a)
 	return cmd
 }
 
 func (o *lsOptions) run(ctx context.Context, a *app, patterns []string) error {
+	labels, err := parseLabels(o.labels)
+	if err != nil {
+		return err
+	}
 	c, err := a.backend(ctx)
 	if err != nil {
 		return err
@@ -53,6 +63,9 @@ func (o *lsOptions) run(ctx context.Context, a *app, patterns []string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if len(labels) > 0 {
+		list = slices.DeleteFunc(list, func(m api.Machine) bool { return !hasLabels(m.Labels, labels) })
 	}
 	switch {
 	case o.json:
@@ -68,17 +81,29 @@ func (o *lsOptions) run(ctx context.Context, a *app, patterns []string) error {
 		}
 		return nil
 	}
-	t := table{}
-	t.add("NAME", "STATE", "TEMPLATE", "CPUS", "MEMORY", "USED", "DISK", "SSH", "PORTS")
+	return machineTable(list, o.long).print(a.stdout)
+}
+
+func machineTable(list []api.Machine, long bool) *table {
+	t := &table{}
+	heading := []string{"NAME", "STATE", "TEMPLATE", "CPUS", "MEMORY", "USED", "DISK", "SSH", "PORTS"}
+	if long {
+		heading = append(heading, "BASE", "LABELS")
+	}
+	t.add(heading...)
 	for _, m := range list {
 		ssh := ""
 		if m.SSHPort != 0 {
 			ssh = fmt.Sprintf("127.0.0.1:%d", m.SSHPort)
 		}
-		t.add(progress.Clean(m.Name), stateText(m), shortDigest(m.Template), strconv.Itoa(m.Spec.CPUs), progress.Bytes(m.Spec.Memory),
-			bytesOrNone(m.Memory), progress.Bytes(m.DiskSize), ssh, strings.Join(extraForwards(m), ", "))
+		row := []string{progress.Clean(m.Name), stateText(m), shortDigest(m.Template), strconv.Itoa(m.Spec.CPUs), progress.Bytes(m.Spec.Memory),
+			bytesOrNone(m.Memory), progress.Bytes(m.DiskSize), ssh, strings.Join(extraForwards(m), ", ")}
+		if long {
+			row = append(row, shortID(m.Base), progress.Clean(labelText(m.Labels)))
+		}
+		t.add(row...)
 	}
-	return t.print(a.stdout)
+	return t
 }
 
 // stateText is a machine's state, with what is known beyond it.

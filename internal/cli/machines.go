@@ -100,8 +100,10 @@ func machineNames(list []api.Machine) []string {
 func templateNames(list []api.Template) []string {
 	var out []string
 	for _, t := range list {
-		if t.Name != "" {
-			out = append(out, t.Name)
+		for _, n := range namesOf(t) {
+			if !slices.Contains(out, n) { // one with several names may come several times
+				out = append(out, n)
+			}
 		}
 	}
 	return out

@@ -20,13 +20,14 @@ import (
 func newTemplate(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "template VERB",
-		Short: "Import, list and remove templates",
+		Short: "Make, list and remove templates",
 		Long: `A template is an image that machines are made of: imported once, verified,
 read-only, stored under the SHA-256 of its content. It cannot be removed while a
 machine needs it.`,
 		Example: "  lamina template import debian.qcow2 --name web-template\n  lamina template ls",
 	}
-	return verbs(cmd, newTemplateImport(a), newTemplateLs(a), newTemplateInfo(a), newTemplateVerify(a), newTemplateRm(a))
+	return verbs(cmd, newTemplateImport(a), newTemplateCreate(a), newTemplateLs(a), newTemplateInfo(a), newTemplateTree(a),
+		newTemplateVerify(a), newTemplateTag(a), newTemplateExport(a), newTemplateRm(a))
 }
 
 func newTemplateImport(a *app) *cobra.Command {
@@ -43,6 +44,9 @@ names other files (a backing file, an external data file) is refused.`,
 			if err := oneOf("format", req.Format, formats); err != nil {
 				return err
 			}
+			if err := oneOf("compress", req.Compress, importMethods); err != nil {
+				return err
+			}
 			return a.importTemplate(cmd.Context(), args[0], req, asJSON)
 		},
 	}
@@ -50,6 +54,7 @@ names other files (a backing file, an external data file) is refused.`,
 	fs.StringVar(&req.Name, "name", "", "`NAME` of the template (default the image's)")
 	choice(cmd, &req.Format, "format", "`FORMAT` of the image; raw is not found out by itself where that is unsafe", formats)
 	fs.StringVar(&req.User, "user", "", "`USER` to log in as on its machines")
+	choice(cmd, &req.Compress, "compress", "`METHOD` of the stored image; none is read fastest, zstd takes least", importMethods)
 	jsonFlag(cmd, &asJSON)
 	quietFlag(cmd, a)
 	return cmd
@@ -76,46 +81,79 @@ func (a *app) importTemplate(ctx context.Context, image string, req api.ImportRe
 	return a.printf("%s: template of %s, %s on disk, sha256 %.12s\n", templateName(t), progress.Bytes(t.VirtualSize), progress.Bytes(t.DiskSize), t.Digest)
 }
 
+// templateName is what a template is called: its first name, or the beginning of its
+// digest.
 func templateName(t api.Template) string {
-	if t.Name == "" {
-		return shortDigest(t.Digest)
+	if list := namesOf(t); len(list) > 0 {
+		return list[0]
 	}
-	return t.Name
+	return shortDigest(t.Digest)
+}
+
+// namesOf are all names of a template, the one that it was asked for by first.
+func namesOf(t api.Template) []string {
+	var out []string
+	if t.Name != "" {
+		out = []string{t.Name}
+	}
+	for _, n := range t.Names {
+		if n != t.Name {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 func newTemplateLs(a *app) *cobra.Command {
-	var asJSON bool
+	var asJSON, all bool
 	cmd := &cobra.Command{
 		Use:     "ls [OPTIONS]",
 		Aliases: []string{"list"},
 		Short:   "List the templates",
-		Long:    "List the templates. SIZE is what a guest sees, DISK what the image takes here.",
-		Example: "  lamina template ls\n  lamina template ls --json",
+		Long: `List the templates. SIZE is what a guest sees, DISK what the image takes here,
+LAYERS how many images lie directly over it.
+
+With --all also the layers that were frozen when a machine was cloned, and those of
+warm units: ` + "`lamina prune`" + ` removes those that nothing needs.`,
+		Example: "  lamina template ls\n  lamina template ls --all --json",
 		Args:    words(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
-			list, err := c.Templates(cmd.Context())
+			look := c.Templates
+			if all {
+				look = c.AllTemplates
+			}
+			list, err := look(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if asJSON {
 				return a.printJSON(list)
 			}
-			t := table{}
-			t.add("NAME", "SIZE", "DISK", "MACHINES", "MADE", "SHA256", "SOURCE")
-			for _, e := range list {
-				t.add(templateName(e), progress.Bytes(e.VirtualSize), progress.Bytes(e.DiskSize), strconv.Itoa(len(e.Machines)),
-					e.CreatedAt.Local().Format("2006-01-02 15:04"), shortDigest(e.Digest), progress.Clean(e.Source))
-			}
-			return t.print(a.stdout)
+			return templateTable(list).print(a.stdout)
 		},
 	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also frozen layers and those of warm units")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
+
+func templateTable(list []api.Template) *table {
+	t := &table{}
+	t.add("NAME", "KIND", "SIZE", "DISK", "MACHINES", "LAYERS", "MADE", "SHA256", "SOURCE")
+	for _, e := range list {
+		name := strings.Join(namesOf(e), ", ")
+		t.add(name, string(e.Kind), progress.Bytes(e.VirtualSize), progress.Bytes(e.DiskSize), strconv.Itoa(len(e.Machines)), strconv.Itoa(len(e.Layers)),
+			e.CreatedAt.Local().Format("2006-01-02 15:04"), shortID(e.Digest), progress.Clean(e.Source))
+	}
+	return t
+}
+
+// shortID is the beginning of a digest, or of the id of a layer without one.
+func shortID(id string) string { return id[:min(len(id), 12)] }
 
 func newTemplateInfo(a *app) *cobra.Command {
 	var asJSON bool
@@ -159,23 +197,92 @@ func templateText(t api.Template) string {
 	put := func(key, format string, args ...any) {
 		fmt.Fprintf(&b, "%-10s %s\n", key+":", progress.Clean(fmt.Sprintf(format, args...)))
 	}
-	put("name", "%s", t.Name)
+	put("name", "%s", strings.Join(namesOf(t), ", "))
+	if t.Kind != "" && t.Kind != api.LayerTemplate {
+		put("kind", "%s", t.Kind)
+	}
 	put("sha256", "%s", t.Digest)
+	if t.Parent != "" {
+		put("over", "%s", t.Parent)
+	}
 	put("source", "%s", t.Source)
-	put("size", "%s, %s on disk", progress.Bytes(t.VirtualSize), progress.Bytes(t.DiskSize))
+	size := progress.Bytes(t.VirtualSize) + ", " + progress.Bytes(t.DiskSize) + " on disk"
+	if t.Compress != "" && t.Compress != "none" {
+		size += ", compressed by " + t.Compress
+	}
+	put("size", "%s", size)
+	imageText(put, t.Info)
 	if t.User != "" {
 		put("user", "%s", t.User)
 	}
 	put("made", "%s", t.CreatedAt.Local().Format(time.DateTime))
+	if !t.UsedAt.IsZero() {
+		put("used", "%s", t.UsedAt.Local().Format(time.DateTime))
+	}
+	if t.Immutable {
+		put("immutable", "the file system keeps it from being changed")
+	}
+	if len(t.Layers) > 0 {
+		put("layers", "%d %s", len(t.Layers), strings.Join(t.Layers, " "))
+	}
+	if len(t.Warm) > 0 {
+		put("warm", "%s", strings.Join(t.Warm, " "))
+	}
 	put("machines", "%d %s", len(t.Machines), strings.Join(t.Machines, " "))
 	return b.String()
+}
+
+// imageText says what was found in an image.
+func imageText(put func(key, format string, args ...any), i api.ImageInfo) {
+	if i.OS != "" || i.Name != "" {
+		name := i.Name
+		if i.OS != "" {
+			name = strings.TrimSpace(name + " (" + i.OS + ")")
+		}
+		put("system", "%s %s", name, i.Arch)
+	}
+	if i.BootMode != "" {
+		put("boot", "%s", i.BootMode)
+	}
+	if i.CloudInit || i.Agent {
+		var has []string
+		for _, p := range []struct {
+			is   bool
+			name string
+		}{{i.CloudInit, "cloud-init"}, {i.Agent, "QEMU's guest agent"}} {
+			if p.is {
+				has = append(has, p.name)
+			}
+		}
+		put("has", "%s", strings.Join(has, ", "))
+	}
+	for _, v := range i.Volumes {
+		what := v.Type
+		if what == "" {
+			what = "unknown"
+		}
+		if v.Label != "" {
+			what += " " + v.Label
+		}
+		if v.Root {
+			what += ", the system"
+		}
+		if v.Number == 0 {
+			put("disk", "%s, %s", progress.Bytes(v.Size), what)
+			continue
+		}
+		put("partition", "%d: %s at %s, %s", v.Number, progress.Bytes(v.Size), progress.Bytes(v.Offset), what)
+	}
+	if i.Note != "" {
+		put("note", "%s", i.Note)
+	}
 }
 
 func newTemplateVerify(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "verify NAME... [OPTIONS]",
 		Short:             "Compare templates with their digests",
-		Long:              "Read the images of templates and compare each with the SHA-256 that it was stored\nunder. The exit status is 1 if one differs.\n\n" + patternHelp,
+		Long:              "Read the images of templates, and of the layers below each, and compare them with\nthe SHA-256 that they were stored under. The exit status is 1 if one differs.\n\n" + patternHelp,
 		Example:           "  lamina template verify web-template\n  lamina template verify '*'",
 		Args:              words("NAME..."),
 		ValidArgsFunction: completeTemplates(a, false, true),
@@ -197,10 +304,14 @@ func newTemplateVerify(a *app) *cobra.Command {
 
 func newTemplateRm(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:               "rm NAME...",
-		Aliases:           []string{"remove", "delete"},
-		Short:             "Remove templates that no machine needs",
-		Long:              "Remove templates, by name or digest. One that a machine needs is kept, with the\nmachines' names.\n\n" + patternHelp,
+		Use:     "rm NAME...",
+		Aliases: []string{"remove", "delete"},
+		Short:   "Remove templates that no machine needs",
+		Long: `Remove templates. By one of several names only that name goes. What a machine or
+another layer needs is kept, with their names: ` + "`lamina flatten`" + ` frees a machine
+of its template, as does ` + "`lamina rebase`" + `.
+
+` + patternHelp,
 		Example:           "  lamina template rm web-template",
 		Args:              words("NAME..."),
 		ValidArgsFunction: completeTemplates(a, false, true),
@@ -268,8 +379,10 @@ func selectTemplates(ctx context.Context, c *client.Client, patterns []string) (
 			return nil, err
 		}
 		for _, name := range found {
-			i := slices.IndexFunc(list, func(t api.Template) bool { return t.Name == name })
-			out = append(out, list[i])
+			i := slices.IndexFunc(list, func(t api.Template) bool { return slices.Contains(namesOf(t), name) })
+			t := list[i]
+			t.Name = name // the one that it was asked for by
+			out = append(out, t)
 		}
 	}
 	return out, nil

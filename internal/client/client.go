@@ -56,7 +56,7 @@ func (c *Client) Templates(ctx context.Context) ([]api.Template, error) {
 
 // Template returns the template with the given name or digest.
 func (c *Client) Template(ctx context.Context, ref string) (api.Template, error) {
-	return get[api.Template](ctx, c, "/v1/templates/"+url.PathEscape(ref))
+	return get[api.Template](ctx, c, template(ref))
 }
 
 // ImportTemplate makes a template of an image.
@@ -66,12 +66,12 @@ func (c *Client) ImportTemplate(ctx context.Context, req api.ImportRequest, on E
 
 // VerifyTemplate reads a template's image and compares it with its digest.
 func (c *Client) VerifyTemplate(ctx context.Context, ref string, on EventFunc) (api.Template, error) {
-	return stream[api.Template](ctx, c, "POST", "/v1/templates/"+url.PathEscape(ref)+"/verify", nil, on)
+	return stream[api.Template](ctx, c, "POST", template(ref)+"/verify", nil, on)
 }
 
 // RemoveTemplate removes a template that no machine needs.
 func (c *Client) RemoveTemplate(ctx context.Context, ref string) error {
-	return c.call(ctx, "DELETE", "/v1/templates/"+url.PathEscape(ref), nil)
+	return c.call(ctx, "DELETE", template(ref), nil)
 }
 
 // Machines lists the machines.

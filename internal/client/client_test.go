@@ -81,10 +81,14 @@ func TestEveryRoute(t *testing.T) {
 			answer(w, 200, api.Version{API: api.Level, PID: 7})
 		case r.Method == "DELETE" || r.URL.Path == "/v1/shutdown":
 			w.WriteHeader(204)
+		case strings.HasSuffix(r.URL.Path, "/tag"), strings.HasSuffix(r.URL.Path, "/prune"), strings.HasSuffix(r.URL.Path, "/space"):
+			answer(w, 200, map[string]any{"name": "x", "freed": 1})
+		case r.URL.Path == "/v1/lineage":
+			answer(w, 200, []api.LineageNode{{ID: "x"}})
 		case r.Method == "POST" || strings.HasSuffix(r.URL.Path, "/boot"):
 			event(w, api.Event{Step: "step"})
 			var v any = api.Machine{Name: "m"}
-			if r.URL.Path == "/v1/clones" {
+			if r.URL.Path == "/v1/clones" || r.URL.Path == "/v1/machines/web/clone" {
 				v = []api.Machine{{Name: "m"}}
 			}
 			event(w, api.Event{Done: true, Result: result(v)})
@@ -164,15 +168,18 @@ func TestEveryRoute(t *testing.T) {
 	if string(png) != "raw bytes" {
 		t.Errorf("screen: %q", png)
 	}
+	layers(ctx, t, c, on)
 	fail(c.Shutdown(ctx))
-	if steps != 8 {
-		t.Errorf("%d events, want one of each of 8 streams", steps)
+	if steps != 14 {
+		t.Errorf("%d events, want one of each of 14 streams", steps)
 	}
 	want := strings.Fields(`GET_/v1/version GET_/v1/catalog POST_/v1/pull GET_/v1/templates POST_/v1/templates
 		GET_/v1/templates/debian:12%2F%C3%A4%20%3F POST_/v1/templates/web/verify DELETE_/v1/templates/web GET_/v1/machines POST_/v1/machines
 		POST_/v1/clones GET_/v1/machines/web DELETE_/v1/machines/web DELETE_/v1/machines/web?force=1 POST_/v1/machines/web/start
 		POST_/v1/machines/web/stop GET_/v1/machines/web/boot GET_/v1/machines/web/log?follow=1&tail=10 GET_/v1/machines/web/log
-		GET_/v1/machines/web/screen?format=png POST_/v1/shutdown`)
+		GET_/v1/machines/web/screen?format=png GET_/v1/templates?all=1 POST_/v1/templates/a%2Fb/tag POST_/v1/templates/web/export
+		POST_/v1/template-from GET_/v1/lineage POST_/v1/machines/web/clone POST_/v1/machines/web/commit POST_/v1/machines/web/flatten
+		POST_/v1/machines/web/rebase POST_/v1/prune GET_/v1/space PUT_/v1/space POST_/v1/shutdown`)
 	for i, w := range want {
 		if w = strings.Replace(w, "_", " ", 1); i >= len(seen) || seen[i] != w {
 			t.Fatalf("request %d: %q, want %q", i, seen[i:], w)
@@ -180,6 +187,43 @@ func TestEveryRoute(t *testing.T) {
 	}
 	if bodies[2] != `{"ref":"debian:12"}` {
 		t.Errorf("body of pull: %s", bodies[2])
+	}
+}
+
+// layers asks for all that has to do with layers and space.
+func layers(ctx context.Context, t *testing.T, c *Client, on EventFunc) {
+	t.Helper()
+	fail := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	_, err := c.AllTemplates(ctx)
+	fail(err)
+	_, err = c.TagTemplate(ctx, "a/b", api.TagRequest{Name: "x"})
+	fail(err)
+	fail(c.ExportTemplate(ctx, "web", api.ExportRequest{Path: "/x"}, on))
+	_, err = c.TemplateFrom(ctx, api.TemplateFromRequest{Machine: "web"}, on)
+	fail(err)
+	nodes, err := c.Lineage(ctx)
+	fail(err)
+	cl, err := c.CloneMachine(ctx, "web", api.CloneMachineRequest{Names: []string{"x"}}, on)
+	fail(err)
+	_, err = c.Commit(ctx, "web", api.CommitRequest{}, on)
+	fail(err)
+	_, err = c.Flatten(ctx, "web", on)
+	fail(err)
+	_, err = c.Rebase(ctx, "web", api.RebaseRequest{Template: "x"}, on)
+	fail(err)
+	pruned, err := c.Prune(ctx, api.PruneRequest{DryRun: true})
+	fail(err)
+	_, err = c.Space(ctx)
+	fail(err)
+	_, err = c.SetSpace(ctx, api.SpaceLimits{MinFree: 1})
+	fail(err)
+	if len(nodes) != 1 || len(cl) != 1 || pruned.Freed != 1 {
+		t.Errorf("lineage %v, clones %v, pruned %+v", nodes, cl, pruned)
 	}
 }
 
