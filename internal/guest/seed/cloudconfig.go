@@ -63,15 +63,28 @@ func (c Config) cloudConfig() (cloudConfig, error) {
 		}
 	}
 	if c.Password != "" {
-		hash, err := sha512Crypt(c.Password, saltOf("lamina seed", c.InstanceID, c.Hostname, c.User))
+		hash, err := c.PasswordHash()
 		if err != nil {
-			return cc, fmt.Errorf("seed: password: %w", err)
+			return cc, err
 		}
 		cc.Password = hash
 		cc.Chpasswd = &chpasswd{Expire: false}
 		cc.SSHPwauth = true
 	}
 	return cc, nil
+}
+
+// PasswordHash is the password as the seed tells it the guest, in the form of
+// /etc/shadow; "" without one.
+func (c Config) PasswordHash() (string, error) {
+	if c.Password == "" {
+		return "", nil
+	}
+	hash, err := sha512Crypt(c.Password, saltOf("lamina seed", c.InstanceID, c.Hostname, c.User))
+	if err != nil {
+		return "", fmt.Errorf("seed: password: %w", err)
+	}
+	return hash, nil
 }
 
 // needsDefaultUser: the keys or the password are for the image's default user,
