@@ -48,6 +48,9 @@ type Partition struct {
 	Type string
 	// Name is the GPT name, "" for MBR.
 	Name string
+	// Bootable says that BIOS boot code is to start this one: an MBR's active
+	// flag, a GPT's attribute "legacy BIOS bootable".
+	Bootable bool
 }
 
 // End returns the offset behind the partition, in bytes.
@@ -152,6 +155,7 @@ const (
 )
 
 type mbrEntry struct {
+	active       bool
 	kind         byte
 	start, count int64 // sectors
 }
@@ -167,7 +171,7 @@ func mbrTable(b []byte) (e [4]mbrEntry, ok bool) {
 		if p[0]&0x7f != 0 {
 			return e, false
 		}
-		e[i] = mbrEntry{p[mbrTypeOff], int64(binary.LittleEndian.Uint32(p[mbrStartOff:])), int64(binary.LittleEndian.Uint32(p[mbrCountOff:]))}
+		e[i] = mbrEntry{p[0] != 0, p[mbrTypeOff], int64(binary.LittleEndian.Uint32(p[mbrStartOff:])), int64(binary.LittleEndian.Uint32(p[mbrCountOff:]))}
 	}
 	return e, true
 }
@@ -189,7 +193,7 @@ func readMBR(disk io.ReaderAt, size int64) (*Table, error) {
 		if e.kind == 0 || e.count == 0 {
 			continue
 		}
-		t.Partitions = append(t.Partitions, Partition{Number: i + 1, Start: e.start * sector, Length: e.count * sector, Type: fmt.Sprintf("0x%02x", e.kind)})
+		t.Partitions = append(t.Partitions, Partition{Number: i + 1, Start: e.start * sector, Length: e.count * sector, Type: fmt.Sprintf("0x%02x", e.kind), Bootable: e.active})
 		if isExtended(e.kind) {
 			if err := t.readLogical(disk, size, e.start); err != nil {
 				return nil, err
@@ -226,7 +230,7 @@ func (t *Table) readLogical(disk io.ReaderAt, size, base int64) error {
 			return nil
 		}
 		if e := entries[0]; e.kind != 0 && e.count != 0 {
-			t.Partitions = append(t.Partitions, Partition{Number: number, Start: (at + e.start) * sector, Length: e.count * sector, Type: fmt.Sprintf("0x%02x", e.kind)})
+			t.Partitions = append(t.Partitions, Partition{Number: number, Start: (at + e.start) * sector, Length: e.count * sector, Type: fmt.Sprintf("0x%02x", e.kind), Bootable: e.active})
 			number++
 		}
 		next := entries[1]
@@ -242,6 +246,7 @@ func (t *Table) readLogical(disk io.ReaderAt, size, base int64) error {
 const (
 	gptHeaderMin   = 92
 	gptMinEntryLen = 128
+	gptLegacyBoot  = 1 << 2 // of an entry's attributes
 )
 
 var gptMagic = []byte("EFI PART")
@@ -306,5 +311,5 @@ func gptEntry(b []byte, number int, sector int64) (Partition, bool) {
 		}
 		name = append(name, c)
 	}
-	return Partition{Number: number, Start: int64(first) * sector, Length: int64(last-first+1) * sector, Type: guid, Name: string(utf16.Decode(name))}, true
+	return Partition{Number: number, Start: int64(first) * sector, Length: int64(last-first+1) * sector, Type: guid, Name: string(utf16.Decode(name)), Bootable: le.Uint64(b[48:])&gptLegacyBoot != 0}, true
 }

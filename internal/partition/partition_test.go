@@ -40,17 +40,17 @@ func sfdisk(t *testing.T, size int64, script string) []byte {
 const mib = 1 << 20
 
 func TestMBRWithLogical(t *testing.T) {
-	disk := sfdisk(t, 64*mib, "label: dos\nstart=2048, size=8M, type=83\nstart=10M, size=40M, type=5\nstart=11M, size=4M, type=83\nstart=20M, size=5M, type=82\nstart=30M, size=6M, type=83\n")
+	disk := sfdisk(t, 64*mib, "label: dos\nstart=2048, size=8M, type=83, bootable\nstart=10M, size=40M, type=5\nstart=11M, size=4M, type=83\nstart=20M, size=5M, type=82\nstart=30M, size=6M, type=83\n")
 	table, err := Read(bytes.NewReader(disk), int64(len(disk)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []Partition{
-		{1, mib, 8 * mib, "0x83", ""},
-		{2, 10 * mib, 40 * mib, "0x05", ""},
-		{5, 11 * mib, 4 * mib, "0x83", ""},
-		{6, 20 * mib, 5 * mib, "0x82", ""},
-		{7, 30 * mib, 6 * mib, "0x83", ""},
+		{1, mib, 8 * mib, "0x83", "", true},
+		{2, 10 * mib, 40 * mib, "0x05", "", false},
+		{5, 11 * mib, 4 * mib, "0x83", "", false},
+		{6, 20 * mib, 5 * mib, "0x82", "", false},
+		{7, 30 * mib, 6 * mib, "0x83", "", false},
 	}
 	if table.Scheme != MBR || len(table.Partitions) != len(want) {
 		t.Fatalf("%+v", table)
@@ -65,7 +65,7 @@ func TestMBRWithLogical(t *testing.T) {
 	}
 }
 
-const gptScript = "label: gpt\nstart=2048, size=8M, name=boot, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\nstart=20M, size=30M, name=root\n"
+const gptScript = "label: gpt\nstart=2048, size=8M, name=boot, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\nstart=20M, size=30M, name=root, attrs=LegacyBIOSBootable\n"
 
 func TestGPT(t *testing.T) {
 	disk := sfdisk(t, 64*mib, gptScript)
@@ -77,7 +77,7 @@ func TestGPT(t *testing.T) {
 		}
 		p := table.Partitions
 		if table.Scheme != GPT || table.Backup != backup || len(p) != 2 || p[0].Name != "boot" || p[1].Name != "root" ||
-			p[0].Type != "C12A7328-F81F-11D2-BA4B-00A0C93EC93B" || p[1].Start != 20*mib || table.End() != 50*mib {
+			p[0].Type != "C12A7328-F81F-11D2-BA4B-00A0C93EC93B" || p[1].Start != 20*mib || p[0].Bootable || !p[1].Bootable || table.End() != 50*mib {
 			t.Fatalf("%+v", table)
 		}
 		if !backup && table.BackupOffset != 64*mib-512 {
