@@ -23,7 +23,8 @@ daemon=$!
 others() {
   find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/mnt' -printf '%h %l\n' 2>/dev/null | grep -F " $own" | cut -d/ -f3 |
     while read -r p; do
-      # This shell and the pipeline itself are not meant.
+      # This shell, the tini that runs it and the pipeline itself are not meant.
+      [ "$p" != "$PPID" ] || continue
       parent=$(cut -d' ' -f4 "/proc/$p/stat" 2>/dev/null) || continue
       [ "$p" = "$$" ] || [ "$parent" = "$$" ] && [ "$p" != "$daemon" ] || ours "$parent" || echo "$p"
     done

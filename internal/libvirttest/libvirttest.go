@@ -119,7 +119,7 @@ func start(o Options) (*Daemon, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a private libvirtd needs root: run the tests as root")
 	}
-	for _, tool := range []string{"libvirtd", "virsh", "nsenter", "ip"} {
+	for _, tool := range []string{"libvirtd", "virsh", "nsenter", "ip", "tini"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, fmt.Errorf("%s is not installed: run make deps", tool)
 		}
@@ -168,7 +168,10 @@ func (d *Daemon) begin() error {
 		text, flags = "ip link set lo up\n"+text, flags|syscall.CLONE_NEWNET
 	}
 	// What libvirt finds out of QEMU takes seconds, and is kept for all tests.
-	cmd := exec.Command("sh", "-c", text, "daemon.sh", d.Dir, outer, filepath.Join(cache, "lamina-libvirt"))
+	// libvirtd waits for the end of a guest that it has killed, which is there
+	// until its parent has looked at it: not that of the host, which may take
+	// its time, but tini.
+	cmd := exec.Command("tini", "-s", "--", "sh", "-c", text, "daemon.sh", d.Dir, outer, filepath.Join(cache, "lamina-libvirt"))
 	// Go makes the mounts of the new namespace private.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: flags}
 	cmd.Stdout, cmd.Stderr = &d.words, &d.words
