@@ -72,6 +72,7 @@ const (
 	CodeInUse    = "in-use" // a template with clones, a running machine
 	CodeInvalid  = "invalid"
 	CodeFailed   = "failed"
+	CodeNoSpace  = "no-space"     // too little space on the host, or beyond the quota
 	CodeBoot     = "boot-problem" // Problem is set
 )
 

@@ -51,6 +51,8 @@ func status(e *api.Error) int {
 		return http.StatusConflict
 	case api.CodeInvalid:
 		return http.StatusBadRequest
+	case api.CodeNoSpace:
+		return http.StatusInsufficientStorage
 	}
 	return http.StatusInternalServerError
 }

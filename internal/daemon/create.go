@@ -121,6 +121,9 @@ func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c ap
 	if err := checkConfig(c, len(list)); err != nil {
 		return nil, err
 	}
+	if err := d.guard.haveRoom("new machines"); err != nil {
+		return nil, err
+	}
 	todo := make([]store.NewMachine, 0, len(list))
 	for _, name := range list {
 		n, err := d.newMachine(name, t, c)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -55,6 +56,9 @@ type Options struct {
 	// BootID tells the host's boots apart; "" is the kernel's.
 	BootID string
 
+	// Statfs stands in for statfs(2) in tests: the bytes that are free, and all.
+	Statfs func(dir string) (free, total int64, err error)
+
 	// Seed and Watch stand in for seed.Build and boot.Watch in tests.
 	Seed  func(seed.Config) ([]byte, error)
 	Watch func(context.Context, boot.Sources, boot.Options) (boot.Result, error)
@@ -69,6 +73,7 @@ type Daemon struct {
 	lock   *os.File
 	server *http.Server
 	idle   idle
+	guard  *guard
 
 	// ctx ends when the daemon does. What must not end with the request
 	// that began it runs under ctx; work counts it.
@@ -138,9 +143,13 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if d.guard, err = newGuard(d); err != nil {
+		return err
+	}
 	if err := d.loadMachines(ctx); err != nil {
 		return err
 	}
+	d.background(d.guard.run)
 	if d.opts.Listener == nil {
 		if err := d.listen(); err != nil {
 			return err
@@ -285,6 +294,13 @@ func (d *Daemon) forget(m *machine) {
 	if d.machines[m.name] == m {
 		delete(d.machines, m.name)
 	}
+}
+
+// list returns all machines, in no order.
+func (d *Daemon) list() []*machine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Collect(maps.Values(d.machines))
 }
 
 // find returns the machine with a name or id.

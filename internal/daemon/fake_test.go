@@ -127,10 +127,13 @@ type fakeMachine struct {
 	listener net.Listener
 	ended    chan struct{}
 
-	mu   sync.Mutex
-	conn net.Conn
-	log  *os.File
-	exit *vm.Exit
+	mu     sync.Mutex
+	conn   net.Conn
+	log    *os.File
+	exit   *vm.Exit
+	paused bool
+	pauses int // how often it was told to stop
+	waits  atomic.Bool
 }
 
 func newFakeMachine(d *fakeDriver, spec vm.Spec, dir string) (*fakeMachine, error) {
@@ -251,6 +254,35 @@ func (m *fakeMachine) Kill(context.Context) error {
 	m.exitWith(vm.Exit{State: vm.StateStopped, Cause: vm.CauseKilled, Reason: "killed"})
 	return nil
 }
+
+func (m *fakeMachine) Pause(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.exit != nil {
+		return vm.ErrNotRunning
+	}
+	m.paused = true
+	m.pauses++
+	return nil
+}
+
+func (m *fakeMachine) Resume(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.exit != nil {
+		return vm.ErrNotRunning
+	}
+	m.paused = false
+	return nil
+}
+
+func (m *fakeMachine) held() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.paused
+}
+
+func (m *fakeMachine) WaitsForSpace() bool { return m.waits.Load() }
 
 // reboot is what a guest does when its installer is done.
 func (m *fakeMachine) reboot() {

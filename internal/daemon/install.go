@@ -54,7 +54,7 @@ func (m *machine) recordEnd(exit vm.Exit) error {
 				rec.Definition = inPhase(d, api.Interrupted)
 			}
 		}
-		l.Running, l.Stopping, l.Exit = false, false, &exit
+		l.Running, l.Stopping, l.Paused, l.Exit = false, false, "", &exit
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
@@ -49,6 +50,7 @@ type run struct {
 	spec    vm.Spec       // what it was started with
 	install bool          // it is the install phase
 	again   bool          // started after one that failed while it booted
+	held    atomic.Bool   // paused by this daemon's guard
 	end     func()        // lets go of it: ends what watches it, not the process
 }
 
@@ -177,6 +179,7 @@ func (m *machine) describe() api.Machine {
 		Dir: m.dir, Spec: rec.Spec.WithoutSecrets(), DiskSize: m.d.store.DiskSize(rec), User: rec.User,
 		Stage: rec.Last.Stage, LoginIn: rec.Last.LoginIn, Problem: rec.Last.Problem, Exit: rec.Last.Exit,
 		Definition: shown(rec.Definition), Autostart: rec.Last.Autostart,
+		Labels: rec.Config.Labels,
 	}
 	if r != nil {
 		info := r.vm.Info()
@@ -184,6 +187,11 @@ func (m *machine) describe() api.Machine {
 		out.Stage, out.Exit = r.boot.stage(), nil
 	}
 	out.State = state(rec.Last, r, starting)
+	if r != nil {
+		if why := pauseReason(rec.Last, r); why != "" {
+			out.State, out.PauseReason = api.Paused, why
+		}
+	}
 	return out
 }
 

@@ -43,6 +43,8 @@ func (d *Daemon) handler() http.Handler {
 		"POST /v1/machines/{name}/detach":    device(d, detach),
 		"POST /v1/machines/{name}/resize":    device(d, resize),
 		"POST /v1/machines/{name}/media":     device(d, media),
+		"GET /v1/space":                      d.getSpace,
+		"PUT /v1/space":                      d.putSpace,
 		"POST /v1/shutdown":                  d.postShutdown,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -163,6 +165,9 @@ func (d *Daemon) postTemplates(w http.ResponseWriter, r *http.Request) error {
 
 // importImage fetches an image and makes a template of it.
 func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *events) (api.Template, error) {
+	if err := d.guard.haveRoom("import " + req.Source); err != nil {
+		return api.Template{}, err
+	}
 	res, err := d.opts.Fetcher.Fetch(ctx, req.Source, catalog.Options{}, s.progress)
 	if err != nil {
 		return api.Template{}, err
@@ -191,12 +196,7 @@ func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *even
 }
 
 func (d *Daemon) getMachines(w http.ResponseWriter, r *http.Request) error {
-	d.mu.Lock()
-	list := make([]*machine, 0, len(d.machines))
-	for _, m := range d.machines {
-		list = append(list, m)
-	}
-	d.mu.Unlock()
+	list := d.list()
 	slices.SortFunc(list, func(a, b *machine) int { return strings.Compare(a.name, b.name) })
 	out := make([]api.Machine, 0, len(list))
 	for _, m := range list {

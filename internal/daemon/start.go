@@ -63,6 +63,9 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	if err := m.intact(ctx); err != nil {
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}
+	if err := m.d.guard.haveRoom("start "+m.name, diskFolders(m.known().Spec)...); err != nil {
+		return nil, err
+	}
 	before := m.known()
 	spec, installing, err := plan(before, o.install)
 	if err != nil {
@@ -162,6 +165,7 @@ func (m *machine) attach(machine vm.Machine, o startOptions, spec vm.Spec, insta
 	m.run = r
 	last := m.rec.Last
 	m.mu.Unlock()
+	m.d.guard.wake()
 	watchers.Go(func() { m.supervise(ctx, r) })
 	switch {
 	case last.Stage == boot.StageLogin && last.Problem == nil:
@@ -398,6 +402,9 @@ func (m *machine) stopMachine(ctx context.Context, req api.StopRequest, tell fun
 	stopped := m.stopping(r)
 	defer stopped()
 	if !req.Force {
+		if why := pauseReason(m.last(), r); why != "" {
+			return api.Errorf(api.CodeNoSpace, "machine %s is paused and does not hear its power button: %s; `lamina stop --force %s` switches it off", m.name, why, m.name)
+		}
 		tell(api.Event{Step: "stop", Machine: m.name, Text: "power button pressed"})
 		ended, err := m.powerDown(ctx, r, req.Timeout)
 		if ended || err != nil {

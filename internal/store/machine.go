@@ -48,6 +48,9 @@ type Last struct {
 	// Fresh: its first start has not come to anything yet. Who asked for the
 	// machine has no answer; the next daemon undoes it.
 	Fresh bool `json:"fresh,omitempty"`
+	// Paused is why it was paused for lack of space, from before it is until after
+	// it goes on; "" for one that is not.
+	Paused string `json:"paused,omitempty"`
 	// Stopping: a person ends it.
 	Stopping bool `json:"stopping,omitempty"`
 

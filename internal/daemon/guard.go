@@ -1,0 +1,347 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/progress"
+	"github.com/lamina-vm/lamina/internal/store"
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+// guard keeps an eye on the space of the host: it pauses machines before their
+// guests see an error, and lets them go on when there is space again.
+//
+// What it decides is on record before it is done (store.Last.Paused), so that a
+// daemon that is killed at any instant leaves a machine paused only where the next
+// one knows, and lets it go on.
+type guard struct {
+	d *Daemon
+	// nudge wakes it up: a machine has begun to run, or the bounds have changed.
+	nudge chan struct{}
+
+	mu      sync.Mutex
+	limits  api.SpaceLimits
+	used    int64     // by the home, as of measured
+	nextUse time.Time // when that is to be measured again
+}
+
+// The pace of the guard. A guest is taken to write at most fastest bytes a
+// second: what is free above the bound says how long it may sleep.
+const (
+	guardSlowest = time.Second
+	guardFastest = 100 * time.Millisecond
+	fastest      = 2 << 30
+	// guardPatience is how long a machine may take to stop or go on.
+	guardPatience = 10 * time.Second
+	// guardAtOnce is how many machines are paused or let go on at one time.
+	guardAtOnce = 16
+)
+
+func newGuard(d *Daemon) (*guard, error) {
+	l, err := readLimits(d.home)
+	return &guard{d: d, nudge: make(chan struct{}, 1), limits: l}, err
+}
+
+func (g *guard) bounds() api.SpaceLimits {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.limits
+}
+
+func (g *guard) setLimits(l api.SpaceLimits) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := writeLimits(g.d.home, l); err != nil {
+		return fmt.Errorf("set the bounds of space: %w", err)
+	}
+	g.limits, g.nextUse = l, time.Time{}
+	g.wake()
+	return nil
+}
+
+// wake makes the guard look at once.
+func (g *guard) wake() {
+	select {
+	case g.nudge <- struct{}{}:
+	default: // it will
+	}
+}
+
+// run guards until ctx ends. While no machine runs it sleeps.
+func (g *guard) run(ctx context.Context) {
+	for {
+		var again <-chan time.Time
+		if wait, any := g.look(ctx); any {
+			again = time.After(wait)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.nudge:
+		case <-again:
+		}
+	}
+}
+
+// verdict is what space says of a machine.
+type verdict int
+
+const (
+	enough verdict = iota // it may go on
+	scarce                // it stays as it is
+	short                 // it is paused
+)
+
+// look decides of every running machine, and says when to look again; any is false
+// where none runs.
+func (g *guard) look(ctx context.Context) (wait time.Duration, any bool) {
+	wait = guardSlowest
+	limits := g.bounds()
+	quota, quotaWhy := g.quota(limits)
+	var group sync.WaitGroup
+	defer group.Wait()
+	slots := make(chan struct{}, guardAtOnce)
+	known := make(map[string]room)
+	for _, m := range g.d.list() {
+		r := m.running()
+		if r == nil {
+			continue
+		}
+		any = true
+		what, why := quota, quotaWhy
+		for _, dir := range diskFolders(r.runningSpec()) {
+			room, ok := known[dir]
+			if !ok {
+				room = g.room(dir, limits)
+				known[dir] = room
+			}
+			wait = min(wait, room.pace())
+			if v := room.verdict(); v > what {
+				what, why = v, room.why()
+			}
+		}
+		paused := m.last().Paused != ""
+		if what == enough && !paused || what == scarce && (!paused || r.held.Load()) || what == short && paused && r.held.Load() {
+			continue
+		}
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			if what == enough {
+				m.goOn(ctx, r)
+			} else {
+				m.hold(ctx, r, why)
+			}
+		})
+	}
+	return max(wait, guardFastest), any
+}
+
+// quota is what the home's own bound says of all machines.
+func (g *guard) quota(l api.SpaceLimits) (verdict, string) {
+	if l.Quota == 0 {
+		return enough, ""
+	}
+	used := g.measured()
+	// Half of what is kept free of a disk, or a twentieth of a small quota.
+	slack := min(defaultMinFree/2, l.Quota/20)
+	switch {
+	case used > l.Quota:
+		return short, overQuota(used, l.Quota)
+	case used > l.Quota-slack:
+		return scarce, overQuota(used, l.Quota)
+	}
+	return enough, ""
+}
+
+func overQuota(used, quota int64) string {
+	return fmt.Sprintf("this home takes %s, and its quota is %s", progress.Bytes(used), progress.Bytes(quota))
+}
+
+// measured is what the home takes; it is measured again after twenty times what
+// that took, so that the measuring never takes more than a twentieth of a processor.
+func (g *guard) measured() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := time.Now(); !now.Before(g.nextUse) {
+		g.used = measure(g.d.home).total()
+		g.nextUse = time.Now().Add(max(20*time.Since(now), guardFastest))
+	}
+	return g.used
+}
+
+// room is the space of a file system, as a folder on it shows it.
+type room struct {
+	dir         string
+	free, least int64 // bytes
+	err         error
+}
+
+func (g *guard) room(dir string, l api.SpaceLimits) room {
+	free, total, err := g.statfs(dir)
+	return room{dir: dir, free: free, least: minFree(l.MinFree, total), err: err}
+}
+
+func (g *guard) statfs(dir string) (free, total int64, err error) {
+	if f := g.d.opts.Statfs; f != nil {
+		return f(dir)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	// Bavail: what the processes of a user get, who the machines' are.
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
+}
+
+// verdict has a hysteresis: a machine goes on when there is half as much again as
+// is to be kept free. A folder that cannot be looked at decides nothing.
+func (r room) verdict() verdict {
+	switch {
+	case r.err != nil:
+		return enough
+	case r.free < r.least:
+		return short
+	case r.free < r.least+r.least/2:
+		return scarce
+	}
+	return enough
+}
+
+// pace is how soon the file system could be at its bound. Below it nothing of ours
+// writes there any more.
+func (r room) pace() time.Duration {
+	if r.err != nil || r.free < r.least || r.free > r.least+fastest {
+		return guardSlowest
+	}
+	return time.Duration(float64(r.free-r.least) / fastest * float64(time.Second))
+}
+
+func (r room) why() string {
+	return fmt.Sprintf("%s has %s free, and %s are kept free", r.dir, progress.Bytes(r.free), progress.Bytes(r.least))
+}
+
+// spaceRemedy is what a person can do.
+const spaceRemedy = "`lamina prune` removes what is not needed, `lamina space` shows and sets the bounds"
+
+// diskFolders are the folders of the images that a machine may need space for,
+// each once.
+func diskFolders(s vm.Spec) []string {
+	var out []string
+	seen := make(map[string]bool)
+	for _, d := range s.Disks {
+		if d.ReadOnly || d.Device != vm.DeviceDisk || d.Path == "" {
+			continue
+		}
+		st, err := os.Stat(d.Path)
+		if err != nil || !st.Mode().IsRegular() || d.Format == "raw" && allocated(st) >= st.Size() {
+			continue // a block device, or an image that has all its space
+		}
+		if dir := filepath.Dir(d.Path); !seen[dir] {
+			seen[dir] = true
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+// allocated is what a file takes on the host, in bytes.
+func allocated(st fs.FileInfo) int64 {
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return sys.Blocks * 512
+	}
+	return st.Size()
+}
+
+// hold pauses a machine, which is on record first.
+func (m *machine) hold(ctx context.Context, r *run, why string) {
+	p, ok := r.vm.(vm.Pauser)
+	if !ok {
+		return // its driver stops it itself, when a write fails
+	}
+	if m.last().Paused == "" {
+		m.d.log.Warn("pausing for lack of space", "machine", m.name, "reason", why)
+		if m.setLast(func(l *store.Last) {
+			if m.run == r {
+				l.Paused = why
+			}
+		}) != nil {
+			// Logged. Without a record the next daemon would not let it go on; and a
+			// database that cannot be written is one more reason to pause.
+			m.d.log.Warn("pausing without a record", "machine", m.name)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
+	if err := p.Pause(ctx); err != nil {
+		if !errors.Is(err, vm.ErrNotRunning) && ctx.Err() == nil {
+			m.d.log.Error("not paused", "machine", m.name, "error", err)
+		}
+		return // tried again at the next look
+	}
+	r.held.Store(true)
+}
+
+// goOn lets a machine go on that was held.
+func (m *machine) goOn(ctx context.Context, r *run) {
+	p, ok := r.vm.(vm.Pauser)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
+	if err := p.Resume(ctx); err != nil {
+		if !errors.Is(err, vm.ErrNotRunning) && ctx.Err() == nil {
+			m.d.log.Error("not let go on", "machine", m.name, "error", err)
+		}
+		return
+	}
+	r.held.Store(false)
+	m.d.log.Info("goes on: there is space again", "machine", m.name)
+	_ = m.setLast(func(l *store.Last) { // an error is logged; it is tried again
+		if m.run == r {
+			l.Paused = ""
+		}
+	})
+}
+
+// pauseReason is why a running machine's guest does not execute, "" where it does.
+func pauseReason(last store.Last, r *run) string {
+	if last.Paused != "" {
+		return last.Paused + "; " + spaceRemedy
+	}
+	if w, ok := r.vm.(vm.SpaceWaiter); ok && w.WaitsForSpace() {
+		return "a write of its guest found no space on the host, and waits for some; " + spaceRemedy
+	}
+	return ""
+}
+
+// haveRoom refuses what would take space where there is too little: in the home, and
+// in the folders of dirs.
+func (g *guard) haveRoom(what string, dirs ...string) error {
+	limits := g.bounds()
+	if v, why := g.quota(limits); v == short {
+		return noRoom(what, why)
+	}
+	for _, dir := range append([]string{g.d.home.Data}, dirs...) {
+		if r := g.room(dir, limits); r.verdict() == short {
+			return noRoom(what, r.why())
+		}
+	}
+	return nil
+}
+
+func noRoom(what, why string) error {
+	return api.Errorf(api.CodeNoSpace, "%s: there is too little space: %s: %s", what, why, spaceRemedy)
+}

@@ -1,0 +1,224 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
+)
+
+// disk stands in for the host's file systems: all have the same space free.
+type disk struct{ free atomic.Int64 }
+
+func (d *disk) statfs(string) (free, total int64, err error) { return d.free.Load(), 100 << 30, nil }
+
+func newDisk(free int64) *disk {
+	d := &disk{}
+	d.free.Store(free)
+	return d
+}
+
+// setSpace sets the bounds, and has the guard look at once.
+func (x *tester) setSpace(l api.SpaceLimits) (s api.Space) {
+	x.Helper()
+	if _, e := x.call("PUT", "/v1/space", l, &s); e != nil {
+		x.Fatal(e)
+	}
+	return s
+}
+
+// TestGuard: machines are paused when space is short, before that nothing happens,
+// and they go on when there is half as much again.
+func TestGuard(t *testing.T) {
+	disk := newDisk(10 << 30)
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver, Statfs: disk.statfs})
+	m := x.run("web")
+	guest := driver.machine(t, m.Dir)
+	limits := api.SpaceLimits{MinFree: 1 << 30}
+	if s := x.setSpace(limits); s.Free != 10<<30 || s.Limits != limits || len(s.Paused) > 0 || s.Used == 0 {
+		t.Errorf("space %+v", s)
+	}
+	disk.free.Store(1<<30 - 1)
+	x.setSpace(limits)
+	m = x.await("web", api.Paused)
+	if !strings.Contains(m.PauseReason, "1 GiB are kept free") || !strings.Contains(m.PauseReason, "lamina prune") {
+		t.Errorf("why it is paused: %q", m.PauseReason)
+	}
+	x.until("the guest is held", guest.held)
+	// Nothing new, with a remedy.
+	for what, e := range map[string]*api.Error{
+		"run":    second(x.stream("POST", "/v1/machines", api.RunRequest{Image: m.Digest, Name: "two"}, nil)),
+		"clone":  second(x.stream("POST", "/v1/clones", api.CloneRequest{Template: m.Digest, Names: []string{"two"}}, nil)),
+		"import": second(x.stream("POST", "/v1/templates", api.ImportRequest{Source: x.image}, nil)),
+		"stop":   second(x.stream("POST", "/v1/machines/web/stop", api.StopRequest{}, nil)),
+	} {
+		if e == nil || e.Code != api.CodeNoSpace || !strings.Contains(e.Message, "lamina prune") {
+			t.Errorf("%s: %v", what, e)
+		}
+	}
+	if s := x.setSpace(limits); len(s.Paused) != 1 || s.Paused[0] != "web" {
+		t.Errorf("paused: %v", s.Paused)
+	}
+	// A little more is not enough to go on.
+	disk.free.Store(1<<30 + 1<<28)
+	x.d.guard.look(t.Context())
+	if !guest.held() {
+		t.Error("it goes on, and will be paused again in a moment")
+	}
+	disk.free.Store(3 << 29)
+	x.d.guard.wake()
+	if m := x.await("web", api.Login); m.PauseReason != "" || guest.held() {
+		t.Errorf("it goes on: %q", m.PauseReason)
+	}
+	// Where it is not short, it is not paused at all.
+	disk.free.Store(1<<30 + 1)
+	x.d.guard.look(t.Context())
+	if guest.held() {
+		t.Error("it is paused although there is enough")
+	}
+	guest.waits.Store(true)
+	if m := x.machine("web"); m.State != api.Paused || !strings.Contains(m.PauseReason, "a write of its guest") {
+		t.Errorf("QEMU's own pause: %s, %q", m.State, m.PauseReason)
+	}
+	guest.waits.Store(false)
+	disk.free.Store(0)
+	x.setSpace(limits)
+	x.await("web", api.Paused)
+	x.must(x.stream("POST", "/v1/machines/web/stop", api.StopRequest{Force: true}, nil))
+	if m := x.machine("web"); m.State != api.Stopped || m.PauseReason != "" {
+		t.Errorf("switched off: %s %q", m.State, m.PauseReason)
+	}
+	if e := second(x.stream("POST", "/v1/machines/web/start", api.StartRequest{}, nil)); e == nil || e.Code != api.CodeNoSpace {
+		t.Errorf("start: %v", e)
+	}
+}
+
+func second(_ []api.Event, e *api.Error) *api.Error { return e }
+
+// until waits for what another goroutine is about to do.
+func (x *tester) until(what string, is func() bool) {
+	x.Helper()
+	for end := time.Now().Add(10 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			x.Fatal(what + ": it is not so after 10 s")
+		}
+	}
+}
+
+// TestGuardSuccession: what an earlier daemon has paused, or was about to, is known
+// to the next one, which lets it go on, or holds it on.
+func TestGuardSuccession(t *testing.T) {
+	disk := newDisk(10 << 30)
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver, Statfs: disk.statfs})
+	m := x.run("web")
+	guest := driver.machine(t, m.Dir)
+	x.setSpace(api.SpaceLimits{MinFree: 1 << 30})
+	disk.free.Store(0)
+	x.d.guard.wake()
+	x.until("it is held", guest.held)
+	x.stop()
+	x.start()
+	if m := x.machine("web"); m.State != api.Paused {
+		t.Errorf("after the restart: %s", m.State)
+	}
+	// Killed between the record and the pause: it runs, and the record says that
+	// it does not. In between both bounds it stays as the record says.
+	x.stop()
+	_ = guest.Resume(t.Context())
+	disk.free.Store(1<<30 + 1)
+	x.start()
+	x.until("it is held as the record says", guest.held)
+	x.stop()
+	disk.free.Store(10 << 30)
+	x.start()
+	x.await("web", api.Login)
+	if guest.held() {
+		t.Error("the record says that it goes on, and it does not")
+	}
+	if l := x.d.guard.bounds(); l.MinFree != 1<<30 {
+		t.Errorf("the bounds are %+v after a restart", l)
+	}
+}
+
+// TestGuardQuota: what the home takes is bounded too.
+func TestGuardQuota(t *testing.T) {
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver, Statfs: newDisk(10 << 30).statfs})
+	m := x.run("web")
+	x.setSpace(api.SpaceLimits{Quota: 32 << 20})
+	fill := filepath.Join(m.Dir, "big")
+	if err := os.WriteFile(fill, make([]byte, 33<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x.setSpace(api.SpaceLimits{Quota: 32 << 20})
+	m = x.await("web", api.Paused)
+	if !strings.Contains(m.PauseReason, "its quota is 32 MiB") {
+		t.Errorf("why: %q", m.PauseReason)
+	}
+	if e := second(x.stream("POST", "/v1/clones", api.CloneRequest{Template: m.Digest, Names: []string{"two"}}, nil)); e == nil || e.Code != api.CodeNoSpace {
+		t.Errorf("clone: %v", e)
+	}
+	if err := os.Remove(fill); err != nil {
+		t.Fatal(err)
+	}
+	x.setSpace(api.SpaceLimits{Quota: 32 << 20})
+	x.await("web", api.Login)
+	if _, e := x.call("PUT", "/v1/space", api.SpaceLimits{Quota: -1}, nil); e == nil || e.Code != api.CodeInvalid {
+		t.Errorf("a negative quota: %v", e)
+	}
+	if e := os.WriteFile(x.home.SpaceLimits(), []byte("{"), 0o600); e != nil {
+		t.Fatal(e)
+	}
+	x.stop()
+	if _, err := New(t.Context(), x.opts); err == nil || !strings.Contains(err.Error(), "space.json") {
+		t.Errorf("damaged bounds: %v", err)
+	}
+	if err := os.Remove(x.home.SpaceLimits()); err != nil {
+		t.Fatal(err)
+	}
+	x.start()
+}
+
+// TestGuardFileSystem is the guard on a real file system that fills up.
+func TestGuardFileSystem(t *testing.T) {
+	dir := filepath.Join(shortHome(t).Data, "fs")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("lamina-test", dir, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatalf("mount a tmpfs (the tests run as root): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver, Home: home.At(dir)})
+	m := x.run("web")
+	guest := driver.machine(t, m.Dir)
+	var s api.Space
+	if _, e := x.call("GET", "/v1/space", nil, &s); e != nil || s.Total != 64<<20 || s.Limits.MinFree != (64<<20)/20 {
+		t.Fatalf("space %+v, %v", s, e)
+	}
+	x.setSpace(api.SpaceLimits{MinFree: 16 << 20})
+	fill := filepath.Join(dir, "fill")
+	if err := os.WriteFile(fill, make([]byte, 50<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x.await("web", api.Paused)
+	x.until("held", guest.held)
+	if err := os.Remove(fill); err != nil {
+		t.Fatal(err)
+	}
+	x.await("web", api.Login)
+}
