@@ -43,3 +43,12 @@ func (s Spec) WithoutSecrets() Spec {
 	}
 	return s
 }
+
+// WithoutPasswords returns a copy of s to be kept: no display has a password.
+func (s Spec) WithoutPasswords() Spec {
+	s.Displays = slices.Clone(s.Displays)
+	for i := range s.Displays {
+		s.Displays[i].Password = ""
+	}
+	return s
+}

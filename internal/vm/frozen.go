@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 )
@@ -27,11 +28,13 @@ type Frozen struct {
 	// State is the absolute path of the devices' state: a QEMU migration stream
 	// without the pages of RAM.
 	State string `json:"state"`
-	// Spec is the machine as it ran, hot-plugged devices included. Disks[i].Path is
-	// the frozen layer.
+	// Spec is the machine as it ran, hot-plugged devices included, without
+	// passwords. Disks[i].Path is the frozen layer.
 	Spec Spec `json:"spec"`
 	// Key is what a machine that goes on must agree in.
 	Key FrozenKey `json:"key"`
+	// Layout is the driver's own note of where each device was.
+	Layout json.RawMessage `json:"layout,omitempty"`
 }
 
 // FrozenKey says what a frozen machine depends on beside its template. Two keys
@@ -55,8 +58,13 @@ type FreezeRequest struct {
 	// writes there, and the present image is the frozen layer. Every
 	// writable drive of the machine must be named, unless End is set.
 	Layers map[string]string
-	// End ends the machine at the instant, in place of letting it go on.
+	// End ends the machine at the instant, in place of letting it go on. Layers is
+	// empty then: the present images are the frozen layers.
 	End bool
+	// Durable makes RAM, State and the frozen layers survive a power loss of the host
+	// once Freeze has returned, which takes the time to write them to the disk. Leave
+	// it out for what is gone with the host's power anyway.
+	Durable bool
 }
 
 // FreezeResult says how it went.
@@ -74,8 +82,15 @@ type Freezer interface {
 	// FreezeRequest.End). RAM is written while the guest runs, and what it changed
 	// meanwhile in the pause. On an error, and when ctx ends before the instant, the
 	// machine goes on as it was, on its present images, and what was written
-	// is removed. [ErrNoFreeze] for a machine with a device that has state on the
-	// host (vfio, 9p, virtiofs, a TPM, ...).
+	// is removed; should a drive's overlay not be taken off again, which the error
+	// says, [Described] tells that the machine uses it. RAM and State appear
+	// when they are complete, never before. [ErrNoFreeze] for a machine with a device
+	// that has state on the host (vfio, 9p, virtiofs, a TPM, ...), [ErrNoLayer] for a
+	// drive that takes no overlay.
+	//
+	// Where this process dies in the middle, [Driver.Adopt] lets the machine go on;
+	// RunningSpec tells on which images. Where QEMU dies too, the overlay is the right
+	// image to go on from, whether or not it was in use: it is empty if it was not.
 	Freeze(ctx context.Context, r FreezeRequest) (FreezeResult, error)
 }
 
@@ -87,9 +102,11 @@ type Thawer interface {
 
 	// Thaw is [Driver.Start], but the guest goes on from the frozen instant. Spec
 	// is the frozen one but for Name, UUID, GenerationID, the paths of Disks
-	// (overlays of the frozen layers) and passwords; cards and further drives are
-	// plugged in by the caller afterwards. RAM is mapped privately: the
-	// file is only read, and may be removed once Thaw has returned.
+	// (overlays of the frozen layers), NVRAM, Displays, and the host's half of cards
+	// (network, forwards); what is to be there beside it the caller plugs in
+	// afterwards. RAM is mapped privately: the file is only read, and may be removed
+	// once Thaw has returned. (A QEMU before 8.2 opens it for writing all the same:
+	// neither its mode nor an immutable flag may forbid that.)
 	// [ErrOtherHost] where the key does not fit; an error that says which file
 	// is missing, cut or not of the key's size.
 	Thaw(ctx context.Context, spec Spec, from Frozen, dir string) (Machine, error)

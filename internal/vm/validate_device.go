@@ -23,6 +23,9 @@ func (s Spec) validateDevices(f *findings) {
 		toggle(f, "balloon.freePageReporting", b.FreePageReporting)
 		atLeastZero(f, "balloon.statsPeriod", b.StatsPeriod)
 	}
+	if g := s.GenerationID; g != "" && !validUUID().MatchString(g) {
+		f.add("generationID", fmt.Sprintf("%q is not a UUID", g), "use one such as "+NewUUID())
+	}
 	s.validateWatchdogs(f)
 	s.validateTPM(f)
 	if v := s.VSock; v != nil && !v.Auto && (v.CID < 3 || v.CID == 1<<32-1) {

@@ -24,6 +24,7 @@ type config struct {
 	taps    [][]int
 	vhost   map[int]bool // cards whose packets the host's kernel moves
 	vsockFD int          // of /dev/vhost-vsock
+	thaw    *thaw        // nil for a start from nothing
 	now     time.Time    // of the start
 }
 
@@ -31,7 +32,10 @@ type config struct {
 // machine's folder, QEMU's working directory, as the path of a unix socket is
 // limited to 107 bytes.
 func (c config) args() []string {
-	return slices.Concat(
+	if c.thaw != nil {
+		c.spec = c.thaw.layout.apply(c.spec)
+	}
+	args := slices.Concat(
 		c.machineArgs(),
 		c.firmwareArgs(),
 		c.featureArgs(),
@@ -55,8 +59,29 @@ func (c config) args() []string {
 		c.hostArgs(),
 		c.bootArgs(),
 		c.lifecycleArgs(),
+		c.incomingArgs(),
 		c.spec.QEMU.Args,
 	)
+	if c.thaw != nil {
+		c.thaw.layout.place(args)
+	}
+	return args
+}
+
+// diskID and nicID are what QEMU calls the drives and cards: those of a machine
+// that goes on are called as they were.
+func (c config) diskID(index int) string {
+	if c.thaw != nil && index < len(c.thaw.layout.Disks) {
+		return c.thaw.layout.Disks[index]
+	}
+	return driveID(index)
+}
+
+func (c config) nicID(index int) string {
+	if c.thaw != nil && index < len(c.thaw.layout.NICs) {
+		return c.thaw.layout.NICs[index]
+	}
+	return nicID(index)
 }
 
 // tcgBuffer is the most memory in MiB that TCG keeps translated code in. QEMU's

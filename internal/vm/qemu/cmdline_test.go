@@ -44,7 +44,7 @@ func TestCommandLine(t *testing.T) {
 		"-netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80",
 		"-device virtio-net-pci,netdev=net0,id=net0-device,mac=52:54:00:00:00:01,romfile=",
 		"-object rng-random,id=rng0,filename=/dev/urandom",
-		"-device virtio-rng-pci,rng=rng0",
+		"-device virtio-rng-pci,id=rng0-device,rng=rng0",
 		"-boot strict=on", "-device pvpanic", "-action panic=none", "-no-reboot",
 	}
 	requireLines(t, c.args(), want)

@@ -37,7 +37,7 @@ func (c config) diskArgs() []string {
 		args = append(args, "-device", controller)
 	}
 	for i, d := range c.spec.Disks {
-		id := driveID(i)
+		id := c.diskID(i)
 		if s := c.secret(d, id); s != nil {
 			args = append(args, "-object", object(s))
 		}

@@ -34,6 +34,7 @@ type Driver struct {
 	opts  Options
 	kvm   *kvmMemory
 	ports portPicker
+	facts factsMemory
 
 	// noSandbox: this QEMU was built without its seccomp filter.
 	noSandbox atomic.Bool
@@ -80,36 +81,43 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec, dir string) (vm.Machin
 }
 
 func (d *Driver) start(ctx context.Context, spec vm.Spec, dir string) (*machine, error) {
-	if err := errors.Join(spec.Validate(), spec.CheckFiles()); err != nil {
-		return nil, err
-	}
-	configured := d.opts.Binary
-	if spec.QEMU.Binary != "" {
-		configured = spec.QEMU.Binary
-	}
-	binary, err := findBinary(configured)
-	if err != nil {
-		return nil, err
-	}
-	dir, err = prepareDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := home.LockFolder(ctx, dir)
+	l, unlock, err := d.begin(ctx, spec, dir)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	switch p, r, err := findRunning(ctx, dir); {
-	case err != nil:
-		return nil, err
-	case p != nil:
-		return nil, errors.Join(fmt.Errorf("it already runs, as process %d", r.Process.PID), p.letGo())
+	return d.startAccelerated(ctx, l)
+}
+
+// begin makes a folder ready in which nothing runs, and keeps it locked.
+func (d *Driver) begin(ctx context.Context, spec vm.Spec, dir string) (l launch, unlock func(), err error) {
+	if err := errors.Join(spec.Validate(), spec.CheckFiles()); err != nil {
+		return l, nil, err
 	}
-	if err := rotateLogs(dir); err != nil {
-		return nil, err
+	binary, err := d.binaryOf(spec)
+	if err != nil {
+		return l, nil, err
 	}
-	return d.startAccelerated(ctx, launch{driver: d, binary: binary, dir: dir, spec: spec})
+	dir, err = prepareDir(dir)
+	if err != nil {
+		return l, nil, err
+	}
+	unlock, err = home.LockFolder(ctx, dir)
+	if err != nil {
+		return l, nil, err
+	}
+	p, r, err := findRunning(ctx, dir)
+	if p != nil {
+		err = errors.Join(fmt.Errorf("it already runs, as process %d", r.Process.PID), p.letGo())
+	}
+	if err == nil {
+		err = rotateLogs(dir)
+	}
+	if err != nil {
+		unlock()
+		return l, nil, err
+	}
+	return launch{driver: d, binary: binary, dir: dir, spec: spec}, unlock, nil
 }
 
 // startAccelerated tries KVM where that may work, and TCG after it.
@@ -319,7 +327,7 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 		err = fmt.Errorf("QEMU process %d does not answer: %w", p.PID, err)
 		return nil, errors.Join(err, p.letGo())
 	}
-	if err := m.resumeStart(ctx); err != nil {
+	if err := errors.Join(m.resumeStart(ctx), m.recoverFreeze(ctx)); err != nil {
 		return nil, errors.Join(err, m.Release())
 	}
 	if r.Info.Accel == vm.AccelKVM {

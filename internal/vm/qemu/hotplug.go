@@ -276,6 +276,12 @@ func (m *machine) forget(ctx context.Context, id string) error {
 	return m.change(func(r *record) { r.dropNIC(id) })
 }
 
+// noCommand reports whether this QEMU does not know a command.
+func noCommand(err error) bool {
+	var refusal *qmp.Error
+	return errors.As(err, &refusal) && refusal.Class == "CommandNotFound"
+}
+
 func notFound(err error) bool {
 	var refusal *qmp.Error
 	return errors.As(err, &refusal) && (refusal.Class == "DeviceNotFound" || strings.Contains(refusal.Desc, "not found") || strings.Contains(refusal.Desc, "Cannot find") || strings.Contains(refusal.Desc, "Failed to find"))

@@ -25,6 +25,7 @@ type launch struct {
 	binary, dir  string
 	spec         vm.Spec
 	onKVMFailure func(reason string) // may be nil
+	thaw         *thaw               // nil for a start from nothing
 }
 
 // exitError: QEMU ended, or stopped the guest, before the start was done.
@@ -86,7 +87,8 @@ func blamesKVM(err error) bool {
 func (l launch) run(ctx context.Context, accel vm.Accel, note string, watch time.Duration) (*machine, error) {
 	for try := 1; ; try++ {
 		sandbox := !l.driver.noSandbox.Load()
-		m, chose, err := l.once(ctx, config{spec: l.spec, accel: accel, sandbox: sandbox, isBlockDevice: isBlockDevice}, note, watch)
+		c := config{spec: l.spec, accel: accel, sandbox: sandbox, isBlockDevice: isBlockDevice, thaw: l.thaw}
+		m, chose, err := l.once(ctx, c, note, watch)
 		var ee *exitError
 		if err == nil || !errors.As(err, &ee) {
 			return m, err
@@ -138,6 +140,9 @@ func (l launch) once(ctx context.Context, c config, note string, watch time.Dura
 	}}
 	if c.spec.VSock != nil {
 		r.Info.VSockCID = c.spec.VSock.CID
+	}
+	if c.thaw != nil {
+		r.DiskIDs, r.NICIDs = c.thaw.layout.Disks, c.thaw.layout.NICs
 	}
 	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
@@ -199,17 +204,7 @@ func (l launch) bringUp(ctx context.Context, p *process, r record, watch time.Du
 		return nil, err
 	}
 	m.onKVMFailure = l.onKVMFailure
-	m.record.Info.QEMU = m.monitor().Version().String()
-	if err = m.findPTYs(sctx); err == nil {
-		err = m.record.write(l.dir)
-	}
-	if err == nil {
-		err = m.settle(sctx)
-	}
-	if err == nil {
-		err = m.execute(sctx, "cont", nil, nil)
-	}
-	if err == nil {
+	if err = l.firstStep(sctx, m); err == nil {
 		err = m.watchStart(ctx, watch)
 	}
 	if err != nil {
@@ -224,6 +219,33 @@ func (l launch) bringUp(ctx context.Context, p *process, r record, watch time.Du
 		return nil, errors.Join(err, m.disconnect())
 	}
 	return m, nil
+}
+
+// firstStep lets the guest execute. The record has the version of QEMU before
+// that; where it goes on from a frozen state, after it: whoever finds one that is
+// half-way ends it, as it cannot be told from one that a person has paused.
+func (l launch) firstStep(ctx context.Context, m *machine) error {
+	if l.thaw != nil {
+		if err := m.awaitState(ctx); err != nil {
+			return err
+		}
+	}
+	m.record.Info.QEMU = m.monitor().Version().String()
+	if err := m.findPTYs(ctx); err != nil {
+		return err
+	}
+	if l.thaw == nil {
+		if err := m.record.write(l.dir); err != nil {
+			return err
+		}
+	}
+	if err := m.settle(ctx); err != nil {
+		return err
+	}
+	if err := m.execute(ctx, "cont", nil, nil); err != nil || l.thaw == nil {
+		return err
+	}
+	return m.record.write(l.dir)
 }
 
 // attachNew connects to a QEMU that is still coming up.

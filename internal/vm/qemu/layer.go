@@ -67,9 +67,8 @@ type layer struct {
 	overlay        string // its node
 }
 
-// openLayer opens an overlay without what is below it, which the snapshot puts
-// there.
-func (m *machine) openLayer(ctx context.Context, l *layer) error {
+// nameLayer gives an overlay its node's name.
+func (m *machine) nameLayer(ctx context.Context, l *layer) error {
 	nodes, err := m.nodesOf(ctx, l.id)
 	if err != nil {
 		return err
@@ -79,6 +78,17 @@ func (m *machine) openLayer(ctx context.Context, l *layer) error {
 		number = max(number, layerNumber(n, l.id))
 	}
 	l.overlay = l.id + layerMark + strconv.Itoa(number+1)
+	return nil
+}
+
+// openLayer opens an overlay without what is below it, which the snapshot puts
+// there.
+func (m *machine) openLayer(ctx context.Context, l *layer) error {
+	if l.overlay == "" {
+		if err := m.nameLayer(ctx, l); err != nil {
+			return err
+		}
+	}
 	d := l.disk
 	d.Path = l.path
 	node, err := withoutBacking(config{spec: m.spec(), isBlockDevice: isBlockDevice}.blockdev(d, l.overlay))

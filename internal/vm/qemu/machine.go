@@ -74,6 +74,11 @@ const (
 	statusInternalError = "internal-error"
 	statusIOError       = "io-error"
 	statusPrelaunch     = "prelaunch"
+	statusRunning       = "running"
+	statusPaused        = "paused"
+	statusIncoming      = "inmigrate"
+	statusFinishing     = "finish-migrate"
+	statusMigrated      = "postmigrate"
 )
 
 // attach connects to the monitor of a process that works in dir.
@@ -211,7 +216,7 @@ func (m *machine) State(ctx context.Context) (vm.State, error) {
 // stateOf translates a status of query-status.
 func stateOf(status string) vm.State {
 	switch status {
-	case "running":
+	case statusRunning:
 		return vm.StateRunning
 	case "shutdown":
 		return vm.StateStopped

@@ -46,8 +46,8 @@ func (c config) machineArg() string {
 	if s.Boot.Serial == vm.On {
 		p = append(p, "graphics", "off")
 	}
-	if c.needsBackend() && len(s.Processor.NUMA) == 0 {
-		p = append(p, "memory-backend", memoryID)
+	if (c.needsBackend() || c.thaw != nil) && len(s.Processor.NUMA) == 0 {
+		p = append(p, "memory-backend", c.ramBlock())
 	}
 	if s.MemoryConfig.NoMerge {
 		p = append(p, "mem-merge", "off")

@@ -38,6 +38,9 @@ func (c config) memoryArgs() []string {
 	if m.Locked {
 		args = append(args, "-overcommit", "mem-lock=on")
 	}
+	if c.thaw != nil {
+		return append(args, "-object", c.thaw.backend(c))
+	}
 	if len(s.Processor.NUMA) == 0 {
 		if c.needsBackend() {
 			args = append(args, "-object", c.backend(memoryID, s.Memory, memoryFile))

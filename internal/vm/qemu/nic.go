@@ -16,7 +16,7 @@ func nicID(index int) string { return fmt.Sprintf("net%d", index) }
 func (c config) nicArgs() []string {
 	var args []string
 	for i, n := range c.spec.NICs {
-		id := nicID(i)
+		id := c.nicID(i)
 		var fds []int
 		if i < len(c.taps) {
 			fds = c.taps[i]

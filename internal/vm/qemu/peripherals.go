@@ -30,7 +30,7 @@ func (c config) rngArgs() []string {
 		if r.RateBytes > 0 && r.RatePeriod == 0 {
 			period = "1000"
 		}
-		args = append(args, "-object", source, "-device", device("virtio-rng-pci", "rng", id, "max-bytes", number(r.RateBytes), "period", period))
+		args = append(args, "-object", source, "-device", device("virtio-rng-pci", "id", id+"-device", "rng", id, "max-bytes", number(r.RateBytes), "period", period))
 	}
 	return args
 }
@@ -105,6 +105,9 @@ func (c config) watchArgs() []string {
 	}
 	if t := s.TPM; t != nil {
 		args = append(args, tpmArgs(*t)...)
+	}
+	if s.GenerationID != "" {
+		args = append(args, "-device", device("vmgenid", "id", "genid0", "guid", s.GenerationID))
 	}
 	return args
 }

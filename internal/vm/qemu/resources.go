@@ -92,6 +92,13 @@ func (l launch) prepare(ctx context.Context, c *config) (*resources, error) {
 		c.spec.VSock = &vm.VSock{CID: cid, Auto: v.Auto}
 		c.vsockFD = r.add(f)
 	}
+	if l.thaw != nil {
+		f, err := os.Open(l.thaw.state)
+		if err != nil {
+			return r, err
+		}
+		l.thaw.stateFD = r.add(f)
+	}
 	return r, l.startHelpers(ctx, c, r)
 }
 

@@ -31,6 +31,8 @@ type record struct {
 	// spec; empty while they are those of the start, in order.
 	DiskIDs []string `json:"diskIds,omitempty"`
 	NICIDs  []string `json:"nicIds,omitempty"`
+	// Freeze is set while the machine is being frozen.
+	Freeze *freezeNote `json:"freeze,omitempty"`
 }
 
 // errDamaged: the record cannot be read.

@@ -24,6 +24,7 @@ var (
 	_ vm.SpaceWaiter     = (*machine)(nil)
 	_ vm.DiskFlattener   = (*machine)(nil)
 	_ vm.DiskSnapshotter = (*machine)(nil)
+	_ vm.Freezer         = (*machine)(nil)
 )
 
 // diskID is what QEMU calls a drive of the spec, nicID a card.
@@ -83,7 +84,7 @@ func (m *machine) change(f func(*record)) error {
 	f(&r)
 	m.mu.Lock()
 	// Only these change, so that the others are read without the lock.
-	m.record.Spec, m.record.DiskIDs, m.record.NICIDs = r.Spec, r.DiskIDs, r.NICIDs
+	m.record.Spec, m.record.DiskIDs, m.record.NICIDs, m.record.Freeze = r.Spec, r.DiskIDs, r.NICIDs, r.Freeze
 	m.mu.Unlock()
 	// Under the folder's lock, as the record of a machine that has ended must
 	// not come back.
