@@ -146,7 +146,7 @@ func (d *Daemon) postVerify(w http.ResponseWriter, r *http.Request) error {
 	}
 	s := newEvents(w)
 	s.send(api.Event{Step: "verify", Text: "reading template " + r.PathValue("ref")})
-	s.done(t, d.store.Verify(r.Context(), t.Digest))
+	s.done(t, d.store.Verify(r.Context(), t.Digest, nil))
 	return nil
 }
 
