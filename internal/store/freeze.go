@@ -260,7 +260,8 @@ func (s *Store) layerToBe(ctx context.Context, key string) (parent string, isNew
 }
 
 // AbortFreeze undoes BeginFreeze, where QEMU goes on with the image that it had,
-// and removes the clones, RAM and state.
+// and removes the clones, RAM and state. After an error of vm.Freezer call SettleFreeze
+// with the path that vm.Described tells in its place: it may have stayed with the overlay.
 func (s *Store) AbortFreeze(ctx context.Context, id string) error {
 	c, err := s.diskChange(ctx, id)
 	if err != nil {

@@ -118,7 +118,7 @@ var migrations = []string{
 		layer      TEXT NOT NULL REFERENCES templates (digest) ON DELETE RESTRICT, -- of its disk
 		key        TEXT NOT NULL, -- JSON
 		key_hash   TEXT NOT NULL, -- to find it by
-		frozen     TEXT NOT NULL, -- JSON: the spec as it ran
+		frozen     TEXT NOT NULL, -- JSON: vm.Frozen
 		files      TEXT NOT NULL, -- JSON: the files as they were made
 		boot_time  INTEGER NOT NULL, -- ns
 		agent      TEXT NOT NULL,

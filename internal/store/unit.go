@@ -51,8 +51,7 @@ type unitFiles struct {
 
 // UnitFacts is what is known of a unit when it has been frozen.
 type UnitFacts struct {
-	Spec     vm.Spec      // as it ran: vm.Frozen.Spec
-	Key      vm.FrozenKey // as it came out; it may differ from what was expected
+	Frozen   vm.Frozen // as it came out; the paths are the unit's
 	BootTime time.Duration
 	Agent    string
 }
@@ -143,11 +142,8 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 	if err != nil {
 		return Unit{}, err
 	}
-	for path, what := range map[string]string{u.RAM: "RAM", u.State: "state"} {
-		if err := os.Chmod(path, 0o600); err != nil {
-			return Unit{}, fmt.Errorf("warm unit %s: its %s file: %w", id, what, err)
-		}
-	}
+	u.Frozen, u.Key = f.Frozen, f.Frozen.Key
+	s.placeUnit(&u)
 	var files unitFiles
 	disk, _, err := hashStill(ctx, u.Disk, nil)
 	if err == nil {
@@ -165,11 +161,7 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 		files.State, err = s.seal(u.State)
 	}
 	if err == nil {
-		// QEMU 7.2 opens a file that it maps privately for writing all the same,
-		// which neither mode 0444 (but for root) nor the flag allow.
-		if err = syncPath(u.RAM); err == nil {
-			files.RAM, err = look(u.RAM)
-		}
+		files.RAM, err = s.sealRAM(u)
 	}
 	if err == nil {
 		err = errors.Join(syncPath(u.Dir), syncPath(s.home.Warm()), syncPath(s.home.Layers()))
@@ -177,8 +169,8 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 	if err != nil {
 		return Unit{}, fmt.Errorf("warm unit %s: %w", id, err)
 	}
-	key, err1 := json.Marshal(f.Key)
-	spec, err2 := json.Marshal(f.Spec)
+	key, err1 := json.Marshal(u.Key)
+	frozen, err2 := json.Marshal(u.Frozen)
 	prints, err3 := json.Marshal(files)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return Unit{}, err
@@ -191,7 +183,7 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE units SET state = 'ready', key = ?, key_hash = ?, frozen = ?, files = ?, boot_time = ?, agent = ? WHERE id = ? AND state = 'creating'`,
-			string(key), hashKey(f.Key), string(spec), string(prints), int64(f.BootTime), f.Agent, id)
+			string(key), hashKey(u.Key), string(frozen), string(prints), int64(f.BootTime), f.Agent, id)
 		return err
 	})
 	if err != nil {
@@ -199,6 +191,26 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 	}
 	s.step("unit ready")
 	return s.Unit(ctx, id)
+}
+
+// sealRAM is seal for a unit's RAM. A QEMU before 8.2 opens a file that it maps
+// privately for writing all the same, which neither mode 0444 (but for root) nor the
+// flag allow: its print has to do.
+func (s *Store) sealRAM(u Unit) (print, error) {
+	var major, minor int
+	if n, _ := fmt.Sscanf(u.Key.QEMU, "%d.%d", &major, &minor); n == 2 && (major > 8 || major == 8 && minor >= 2) {
+		return s.seal(u.RAM)
+	}
+	if err := s.thaw(u.RAM); err != nil {
+		return print{}, err
+	}
+	if err := os.Chmod(u.RAM, 0o600); err != nil {
+		return print{}, fmt.Errorf("store: %w", err)
+	}
+	if err := syncPath(u.RAM); err != nil {
+		return print{}, fmt.Errorf("store: %w", err)
+	}
+	return look(u.RAM)
 }
 
 // DiscardUnit removes a unit that was begun and not committed. Nothing may run
@@ -236,8 +248,10 @@ func (s *Store) dropUnit(ctx context.Context, id string) error {
 		return fmt.Errorf("warm unit %s: %w", id, err)
 	}
 	s.step("unit folder removed")
-	if err := s.thaw(filepath.Join(dir, home.StateFile)); err != nil {
-		return err
+	for _, name := range []string{home.StateFile, home.RAMFile} {
+		if err := s.thaw(filepath.Join(dir, name)); err != nil {
+			return err
+		}
 	}
 	if err := removeFolder(dir); err != nil {
 		return err

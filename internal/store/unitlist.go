@@ -18,7 +18,7 @@ func (s *Store) scanUnit(r scanner) (u Unit, err error) {
 	if err := r.Scan(&u.ID, &u.Template, &u.Layer, &key, &frozen, &files, &boot, &u.Agent, &created, &used); err != nil {
 		return u, err
 	}
-	for text, v := range map[*[]byte]any{&key: &u.Key, &frozen: &u.Frozen.Spec, &files: &u.files} {
+	for text, v := range map[*[]byte]any{&key: &u.Key, &frozen: &u.Frozen, &files: &u.files} {
 		if err := json.Unmarshal(*text, v); err != nil {
 			return u, fmt.Errorf("warm unit %s: %w", u.ID, err)
 		}
@@ -123,15 +123,21 @@ func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
 	for _, f := range []struct {
 		what, path, want string
 		p                *print
-	}{{"RAM", u.RAM, files.RAMHash, &files.RAM}, {"state", u.State, files.StateHash, &files.State}} {
-		got, p, err := hashStill(ctx, f.path, read)
+		seal             func() (print, error)
+	}{
+		{"RAM", u.RAM, files.RAMHash, &files.RAM, func() (print, error) { return s.sealRAM(u) }},
+		{"state", u.State, files.StateHash, &files.State, func() (print, error) { return s.seal(u.State) }},
+	} {
+		got, _, err := hashStill(ctx, f.path, read)
 		if err != nil {
 			return fmt.Errorf("%w: the %s file of warm unit %s: %w: %s", ErrChanged, f.what, u.ID, err, unitRemedy(u.ID))
 		}
 		if got != f.want {
 			return fmt.Errorf("%w: the %s file %s of warm unit %s has SHA-256 %s: %s", ErrChanged, f.what, f.path, u.ID, got, unitRemedy(u.ID))
 		}
-		*f.p = p
+		if *f.p, err = f.seal(); err != nil {
+			return err
+		}
 	}
 	list, err := s.chain(ctx, s.db, u.Layer)
 	if err != nil {
