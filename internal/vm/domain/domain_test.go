@@ -155,6 +155,11 @@ func TestNothingIgnored(t *testing.T) {
 			t.Errorf("%s: %v, want one at %s", devices, r.Problems, want)
 		}
 	}
+	// One that is not said is made up, as by libvirt.
+	made := read(t, strings.Replace(base, "<memory>", "<genid/><memory>", 1)).Spec.GenerationID
+	if len(made) != 36 {
+		t.Errorf("generation id %q", made)
+	}
 	for _, doc := range []string{"", "x", "<network/>"} {
 		if _, err := Unmarshal([]byte(doc)); err == nil {
 			t.Errorf("%q: no error", doc)
@@ -178,12 +183,13 @@ func TestLibvirtAccepts(t *testing.T) {
 	d := libvirttest.Start(t)
 	docs := stock(t)
 	delete(docs, "refused")
+	const genID = "c7b5e4a0-1111-4222-8333-444455556666"
 	names := map[string]bool{}
 	var script strings.Builder
 	dir := t.TempDir()
 	for name, doc := range docs {
 		s := read(t, string(doc)).Spec
-		s.Name, s.UUID, s.Accel = name, vm.NewUUID(), vm.AccelTCG
+		s.Name, s.UUID, s.Accel, s.GenerationID = name, vm.NewUUID(), vm.AccelTCG, genID
 		s.TPM = nil // which needs swtpm
 		switch name {
 		case "tuned": // virt-install lets pass what libvirt refuses
@@ -225,6 +231,9 @@ func TestLibvirtAccepts(t *testing.T) {
 			t.Errorf("%s as libvirt keeps it: %s", name, p)
 		}
 		want := read(t, string(docs[name])).Spec
+		if r.Spec.GenerationID != genID {
+			t.Errorf("%s: libvirt keeps generation id %q", name, r.Spec.GenerationID)
+		}
 		if len(r.Spec.Disks) != len(want.Disks) || len(r.Spec.NICs) != len(want.NICs) || r.Spec.Memory != want.Memory || r.Spec.Chipset() != want.Chipset() {
 			t.Errorf("%s: libvirt keeps another machine: %+v", name, r.Spec)
 		}

@@ -122,6 +122,7 @@ func (w *writer) domain() *domxml.Element {
 	d := with("domain", "type", kind)
 	textIf(d, "name", s.Name)
 	textIf(d, "uuid", s.UUID)
+	textIf(d, "genid", s.GenerationID)
 	textIf(d, "title", s.Title)
 	textIf(d, "description", s.Description)
 	w.memory(d)

@@ -21,6 +21,11 @@ func (r *reader) domain(n *node) {
 	}
 	s.Name = n.childWords("name")
 	s.UUID = strings.ToLower(n.childWords("uuid"))
+	if g := n.one("genid"); g != nil {
+		if s.GenerationID = strings.ToLower(g.words()); s.GenerationID == "" {
+			s.GenerationID = vm.NewUUID() // as libvirt makes one up
+		}
+	}
 	s.Title = n.childWords("title")
 	s.Description = n.childWords("description")
 	r.memory(n)
@@ -42,7 +47,6 @@ func (r *reader) domain(n *node) {
 // refuseDomain names what takes libvirt's daemon, or another hypervisor.
 func (r *reader) refuseDomain(n *node) {
 	for _, x := range []struct{ name, why string }{
-		{"genid", "a generation id is not given to the machine"},
 		{"memtune", "memory limits are kept by control groups, which libvirt's daemon makes"},
 		{"numatune", "the host's NUMA placement is libvirt's work"},
 		{"blkiotune", "disk weights are kept by control groups, which libvirt's daemon makes (a disk's own iotune works)"},

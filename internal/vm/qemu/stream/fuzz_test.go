@@ -11,13 +11,16 @@ import (
 // apart passes Check, and its state, which has no page of the RAM any more, comes out
 // of another split as it went in.
 func FuzzSplit(f *testing.F) {
-	f.Add(sample(true).Bytes())
-	f.Add(sample(false).Bytes())
-	small := (&maker{footers: true}).head("pc").start(Block{"pc.ram", mainPages * PageSize}, Block{"b", PageSize})
-	f.Add(small.part(sectionEnd).page("b", 0, 3).page("pc.ram", 1, 1).page("pc.ram", 1, 0).eos().put(devices).Bytes())
+	const pages = 8 // few, as the inputs are copied about a lot
+	for _, footers := range []bool{true, false} {
+		m := (&maker{footers: footers}).head("pc").start(Block{"pc.ram", pages * PageSize}, Block{"b", 2 * PageSize})
+		f.Add(m.part(sectionPart).page("pc.ram", 1, 1).page("pc.ram", 2, 0).eos().
+			put([]byte{sectionCommand}, be(2, switchoverStart), be(2, 0)).
+			part(sectionEnd).page("b", 0, 3).page("pc.ram", 1, 0).page("b", 1, 0).eos().put(devices).Bytes())
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		ram, state := tempFile(t, "ram"), tempFile(t, "state")
-		s := New(Options{Block: "pc.ram", Size: mainPages * PageSize, RAM: ram, State: state})
+		s := New(Options{Block: "pc.ram", Size: pages * PageSize, RAM: ram, State: state})
 		res, err := s.Run(bytes.NewReader(in))
 		if err != nil {
 			if !errors.Is(err, ErrFormat) {
@@ -38,7 +41,7 @@ func FuzzSplit(f *testing.F) {
 		}
 		b = b[:len(b)-len(seal)-sealTail]
 		ram2, state2 := tempFile(t, "ram2"), tempFile(t, "state2")
-		again, err := New(Options{Block: "pc.ram", Size: mainPages * PageSize, RAM: ram2, State: state2}).Run(bytes.NewReader(b))
+		again, err := New(Options{Block: "pc.ram", Size: pages * PageSize, RAM: ram2, State: state2}).Run(bytes.NewReader(b))
 		if err != nil || again.Data != 0 || again.Machine != res.Machine {
 			t.Fatalf("the state again: %+v, %v", again, err)
 		}
