@@ -4,7 +4,7 @@
 //
 // The small guest is a Debian kernel with busybox and dropbear that boots by
 // BIOS from an MBR disk on every disk bus and reaches its login prompt within
-// seconds under TCG. The Debian guest is Debian 12 with systemd, cloud-init
+// seconds under TCG; Lamina's agent is in it. The Debian guest is Debian 12 with systemd, cloud-init
 // and OpenSSH.
 //
 // Log in to both as user lamina, password lamina, on the serial port or the
@@ -29,6 +29,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lamina-vm/lamina/internal/guest/agent"
 )
 
 // Kind names a guest.
@@ -178,6 +180,9 @@ func sourceKey(kind Kind) (string, error) {
 		fmt.Fprintf(h, "%s %d\n", name, len(data))
 		h.Write(data)
 	}
+	if kind == KindSmall {
+		h.Write(agent.Script)
+	}
 	return string(kind) + "-" + hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
@@ -212,6 +217,9 @@ func build(ctx context.Context, kind Kind, img Image, log io.Writer) error {
 	// The package's own sources, for the scripts are embedded.
 	src := filepath.Join(work, "scripts")
 	if err := os.CopyFS(src, mustSub(scripts, "scripts")); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(src, "small/root/lib/lamina/agent"), agent.Script, 0o755); err != nil {
 		return err
 	}
 	scratch := filepath.Join(work, "scratch")

@@ -12,6 +12,86 @@ import (
 	_ "modernc.org/sqlite" // registers the driver "sqlite"
 )
 
+// migrations bring the database from version i to i+1. What is released is
+// never edited; a change is a new entry.
+var migrations = []string{
+	`CREATE TABLE templates (
+		digest       TEXT PRIMARY KEY,
+		state        TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'removing')),
+		source       TEXT NOT NULL,
+		virtual_size INTEGER NOT NULL,
+		user         TEXT NOT NULL DEFAULT '',
+		created_at   INTEGER NOT NULL, -- ns since 1970
+		file_size    INTEGER NOT NULL, -- of the stored image,
+		file_mtime   INTEGER NOT NULL  -- to notice a change
+	) STRICT;
+	CREATE TABLE template_names (
+		name   TEXT PRIMARY KEY,
+		digest TEXT NOT NULL REFERENCES templates (digest) ON DELETE CASCADE
+	) STRICT;
+	CREATE INDEX template_names_digest ON template_names (digest);
+	-- Files that were imported, as they were then.
+	CREATE TABLE sources (
+		path   TEXT NOT NULL,
+		format TEXT NOT NULL, -- as asked for, '' for probed
+		dev    INTEGER NOT NULL,
+		inode  INTEGER NOT NULL,
+		size   INTEGER NOT NULL,
+		mtime  INTEGER NOT NULL,
+		ctime  INTEGER NOT NULL,
+		digest TEXT NOT NULL REFERENCES templates (digest) ON DELETE CASCADE,
+		PRIMARY KEY (path, format)
+	) STRICT;
+	CREATE INDEX sources_digest ON sources (digest);
+	CREATE TABLE machines (
+		id         TEXT PRIMARY KEY,
+		name       TEXT NOT NULL UNIQUE,
+		state      TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'removing')),
+		digest     TEXT NOT NULL REFERENCES templates (digest) ON DELETE RESTRICT,
+		template   TEXT NOT NULL, -- the name it was asked for by
+		user       TEXT NOT NULL,
+		created_at INTEGER NOT NULL,
+		config     TEXT NOT NULL, -- JSON; no password, no user-data
+		spec       TEXT NOT NULL, -- JSON
+		last       TEXT NOT NULL  -- JSON: what the last run came to
+	) STRICT;
+	CREATE INDEX machines_digest ON machines (digest);
+	CREATE TRIGGER machine_needs_ready_template BEFORE INSERT ON machines
+	WHEN NOT EXISTS (SELECT 1 FROM templates WHERE digest = NEW.digest AND state = 'ready')
+	BEGIN SELECT RAISE(ABORT, 'the template is not there, or being removed'); END;
+	CREATE TRIGGER template_is_needed BEFORE UPDATE OF state ON templates
+	WHEN NEW.state = 'removing' AND EXISTS (SELECT 1 FROM machines WHERE digest = NEW.digest)
+	BEGIN SELECT RAISE(ABORT, 'machines need the template'); END;`,
+
+	// Machines without a template: made of a whole description. SQLite cannot
+	// drop a NOT NULL, so the table is made anew.
+	`DROP TRIGGER template_is_needed;
+	CREATE TABLE new_machines (
+		id         TEXT PRIMARY KEY,
+		name       TEXT NOT NULL UNIQUE,
+		state      TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'removing')),
+		digest     TEXT REFERENCES templates (digest) ON DELETE RESTRICT, -- NULL: it has a definition
+		template   TEXT NOT NULL, -- the name it was asked for by
+		user       TEXT NOT NULL,
+		created_at INTEGER NOT NULL,
+		config     TEXT NOT NULL, -- JSON; no password, no user-data
+		spec       TEXT NOT NULL, -- JSON
+		last       TEXT NOT NULL, -- JSON: what the last run came to
+		definition TEXT           -- JSON; NULL: it has a template
+	) STRICT;
+	INSERT INTO new_machines SELECT *, NULL FROM machines;
+	DROP TABLE machines;
+	ALTER TABLE new_machines RENAME TO machines;
+	CREATE INDEX machines_digest ON machines (digest);
+	CREATE TRIGGER machine_needs_ready_template BEFORE INSERT ON machines
+	WHEN NEW.digest IS NOT NULL
+		AND NOT EXISTS (SELECT 1 FROM templates WHERE digest = NEW.digest AND state = 'ready')
+	BEGIN SELECT RAISE(ABORT, 'the template is not there, or being removed'); END;
+	CREATE TRIGGER template_is_needed BEFORE UPDATE OF state ON templates
+	WHEN NEW.state = 'removing' AND EXISTS (SELECT 1 FROM machines WHERE digest = NEW.digest)
+	BEGIN SELECT RAISE(ABORT, 'machines need the template'); END;`,
+}
+
 // openDatabase opens the state database, made with mode 0600 (SQLite gives
 // its journal files the mode of the database), and brings it up to date.
 func openDatabase(ctx context.Context, path string) (*sql.DB, error) {

@@ -13,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -158,8 +160,7 @@ func drop[T any](ch <-chan T, closeIt func(T), ok func(T) bool) {
 }
 
 func dialOne(ctx context.Context, kind Kind, path string) (*Conn, error) {
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "unix", path)
+	nc, err := dialUnix(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("channel of the %s agent: %w", kind, err)
 	}
@@ -169,6 +170,23 @@ func dialOne(ctx context.Context, kind Kind, path string) (*Conn, error) {
 		return nil, fmt.Errorf("%s agent: %w", kind, err)
 	}
 	return c, nil
+}
+
+// maxSocketPath is how long the kernel takes the name of a socket.
+const maxSocketPath = 107
+
+// dialUnix reaches sockets by their folder where their names are too long.
+func dialUnix(ctx context.Context, path string) (net.Conn, error) {
+	var d net.Dialer
+	if len(path) <= maxSocketPath {
+		return d.DialContext(ctx, "unix", path)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
 }
 
 // NewConn talks to an agent over an open channel, which becomes the Conn's.

@@ -7,9 +7,11 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -38,14 +40,20 @@ type Config struct {
 	Seed *seed.Config
 	// CPU is the model, "" for the driver's choice.
 	CPU string
+	// Agents gives it the channels of both guest agents: see [Guest.Agents].
+	Agents bool
+	// NoNIC leaves the card out, and a place for it and a drive.
+	NoNIC bool
 }
 
 // Guest is a running guest. It is killed at the end of the test.
 type Guest struct {
 	vm.Machine
 	t      testing.TB
+	dir    string
 	user   string
 	signer ssh.Signer
+	keys   []string // the host keys that the guest must have; nil is any
 	hints  boot.Hints
 }
 
@@ -56,7 +64,7 @@ func Start(t testing.TB, c Config) *Guest {
 	if c.Memory == 0 {
 		c.Memory = 192 << 20
 	}
-	g := &Guest{t: t, hints: boot.Hints{DiskBus: string(c.Disk.Bus), HasSeed: c.Seed != nil, TCG: true}}
+	g := &Guest{t: t, dir: filepath.Join(dir, "vm"), hints: boot.Hints{DiskBus: string(c.Disk.Bus), HasSeed: c.Seed != nil, TCG: true}}
 	spec := vm.Spec{
 		Name:   "guest",
 		Memory: c.Memory,
@@ -66,10 +74,19 @@ func Start(t testing.TB, c Config) *Guest {
 		NICs:   []vm.NIC{{Forwards: []vm.Forward{{GuestPort: 22}}}},
 		RNG:    true,
 	}
+	if c.NoNIC {
+		spec.NICs, spec.HotplugPorts = nil, 2
+	}
+	if c.Agents {
+		spec.GenerationID = vm.NewUUID()
+		for _, target := range []string{vm.ChannelLamina, vm.ChannelAgent} {
+			spec.Channels = append(spec.Channels, vm.Channel{Char: vm.Char{Type: vm.CharUnix, Listen: true}, Target: target})
+		}
+	}
 	if c.Seed != nil {
 		s := *c.Seed
 		var key string
-		g.signer, key = newKey(t)
+		g.signer, key = NewKey(t)
 		g.user = s.User
 		s.SSHKeys = append(s.SSHKeys[:len(s.SSHKeys):len(s.SSHKeys)], key)
 		path := filepath.Join(dir, "seed.iso")
@@ -78,7 +95,7 @@ func Start(t testing.TB, c Config) *Guest {
 		}
 		spec.Disks = append(spec.Disks, vm.SeedDisk(path, c.Disk.Bus))
 	}
-	m, err := qemu.New(qemu.Options{}).Start(t.Context(), spec, filepath.Join(dir, "vm"))
+	m, err := qemu.New(qemu.Options{}).Start(t.Context(), spec, g.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +112,8 @@ func Start(t testing.TB, c Config) *Guest {
 	return g
 }
 
-func newKey(t testing.TB) (ssh.Signer, string) {
+// NewKey makes a person's SSH key and its line of authorized_keys.
+func NewKey(t testing.TB) (ssh.Signer, string) {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -106,6 +124,26 @@ func newKey(t testing.TB) (ssh.Signer, string) {
 		t.Fatal(err)
 	}
 	return signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+}
+
+// Agents returns the sockets of the channels of Lamina's and of QEMU's agent.
+func (g *Guest) Agents() (lamina, qga string) {
+	return filepath.Join(g.dir, qemu.ChannelSocket(0)), filepath.Join(g.dir, qemu.ChannelSocket(1))
+}
+
+// Become has SSH log in as another user with another key from now on, and insist
+// on the guest having these host keys.
+func (g *Guest) Become(user string, signer ssh.Signer, hostKeys []string) {
+	g.user, g.signer, g.keys = user, signer, hostKeys
+}
+
+// checkHostKey is an [ssh.HostKeyCallback].
+func (g *Guest) checkHostKey(_ string, _ net.Addr, key ssh.PublicKey) error {
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+	if g.keys != nil && !slices.Contains(g.keys, line) {
+		return fmt.Errorf("the guest has the host key %s, not one of %s", line, g.keys)
+	}
+	return nil
 }
 
 // Watch follows the boot from its first byte, with the product's watcher, to
@@ -177,7 +215,7 @@ func (g *Guest) Login() boot.Result {
 func (g *Guest) SSH(command string) string {
 	g.t.Helper()
 	if g.signer == nil {
-		g.t.Fatal("the guest has no seed, so it has no SSH key")
+		g.t.Fatal("no SSH key: the guest has no seed, and was not told to become anybody")
 	}
 	deadline := time.Now().Add(sshTimeout)
 	for {
@@ -195,6 +233,11 @@ func (g *Guest) SSH(command string) string {
 
 func (g *Guest) dial() (*ssh.Client, error) {
 	forwards := g.Info().Forwards
+	if d, ok := g.Machine.(vm.Described); ok && len(forwards) == 0 {
+		for _, n := range d.RunningSpec().NICs { // one that was plugged in
+			forwards = append(forwards, n.Forwards...)
+		}
+	}
 	if len(forwards) == 0 {
 		return nil, errors.New("the driver reports no forwarded port")
 	}
@@ -211,7 +254,7 @@ func (g *Guest) dial() (*ssh.Client, error) {
 		Auth: []ssh.AuthMethod{ssh.PublicKeys(g.signer)},
 		// What both guests have.
 		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
-		HostKeyCallback:   ssh.InsecureIgnoreHostKey(), // the guest made its key just now
+		HostKeyCallback:   g.checkHostKey,
 	})
 	if err != nil {
 		_ = conn.Close()

@@ -56,7 +56,7 @@ busybox=$pkg/bin/busybox
 # --- modules: what QEMU's machines have, and what those need ---------------
 
 boot_modules="virtio_pci virtio_blk virtio_scsi sd_mod ata_piix ahci nvme usb-storage uhci-hcd ehci-pci xhci-pci ext4 crc32c_generic"
-root_modules="sr_mod isofs virtio_net e1000 virtio-rng button evdev floppy"
+root_modules="sr_mod isofs virtio_net e1000 virtio-rng virtio_console button evdev floppy"
 
 "$busybox" depmod -b "$pkg" "$release"
 

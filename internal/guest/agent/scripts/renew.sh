@@ -1,0 +1,488 @@
+# Gives a guest another identity. The host puts assignments before this, and
+# behind it calls of the functions below. It runs in dash, bash and busybox's
+# ash. Every program that is started costs 10 to 30 ms where the CPU is emulated, so
+# builtins and redirections do what they can. Comments and indentation are not sent.
+#
+# What the guest says is lines "=KEY VALUE"; everything else is what programs
+# said, and is shown where something went wrong.
+umask 022
+newline='
+'
+tab='	'
+state=/run/lamina-agent
+[ ! -r $state/facts ] || . $state/facts
+
+problem() { echo "=problem $*"; }
+
+# active UNIT: systemd runs the service. Asks the control groups, of both
+# versions, as systemctl takes longer.
+active() {
+    [ -d "/sys/fs/cgroup/system.slice/$1.service" ] || [ -d "/sys/fs/cgroup/systemd/system.slice/$1.service" ]
+}
+
+# --- who it is ---------------------------------------------------------------
+
+# renew_random mixes the host's random bytes in. vmgenid has made the kernel
+# begin anew where it has the driver (since 5.18); elsewhere the bytes must
+# be credited, or they would be used only minutes later.
+renew_random() {
+    printf %s "$random" >/dev/urandom
+    for f in /var/lib/systemd/random-seed /var/lib/urandom/random-seed /var/lib/misc/random-seed /var/lib/seedrng/seed.credit; do
+        [ ! -f $f ] || printf %s "$random_seed" >$f
+    done
+    for d in /sys/bus/acpi/drivers/vmgenid/*:* /sys/bus/platform/drivers/vmgenid/*:*; do
+        [ ! -e "$d" ] || return 0
+    done
+    if command -v perl >/dev/null; then
+        perl -e 'open F, ">", "/dev/random" or exit 1; ioctl(F, 0x40085203, pack("iia*", 256, length $ARGV[0], $ARGV[0])); ioctl(F, 0x5207, 0)' "$random"
+    elif command -v python3 >/dev/null; then
+        python3 -c 'import fcntl, struct, sys; b = sys.argv[1].encode(); f = open("/dev/random", "wb"); fcntl.ioctl(f, 0x40085203, struct.pack("ii", 256, len(b)) + b); fcntl.ioctl(f, 0x5207)' "$random"
+    elif command -v seedrng >/dev/null; then
+        mkdir -p /var/lib/seedrng
+        printf %s "$random" >/var/lib/seedrng/seed.credit
+        seedrng >/dev/null
+    else
+        problem "its kernel has no vmgenid, and it has neither perl nor python3 nor seedrng: what it takes for random may be what others of its kind have"
+    fi
+}
+
+# Busybox takes no fraction.
+renew_clock() {
+    date -u -s "@$now" "+=time %s" 2>/dev/null || date -u -s "@${now%.*}" "+=time %s" || problem "its clock could not be set"
+}
+
+renew_hostname() {
+    echo "$host" >/proc/sys/kernel/hostname
+    echo "$host" >/etc/hostname
+    entry="127.0.1.1 $fqdn"
+    [ "$fqdn" = "$host" ] || entry="$entry $host"
+    hosts= seen=
+    if [ -r /etc/hosts ]; then
+        while IFS= read -r line || [ -n "$line" ]; do
+            case $line in
+            "127.0.1.1 "* | "127.0.1.1$tab"*)
+                [ -z "$seen" ] || continue
+                line=$entry seen=1
+                ;;
+            esac
+            hosts=$hosts$line$newline
+        done </etc/hosts
+    fi
+    [ -n "$seen" ] || hosts=$hosts$entry$newline
+    printf %s "$hosts" >/etc/hosts
+    [ ! -f /var/lib/cloud/data/previous-hostname ] || echo "$host" >/var/lib/cloud/data/previous-hostname
+}
+
+renew_machine_id() {
+    echo "$machine_id" >/etc/machine-id
+    f=/var/lib/dbus/machine-id
+    [ ! -f $f ] || [ -L $f ] || echo "$machine_id" >$f
+}
+
+# --- SSH ---------------------------------------------------------------------
+
+# Keys are written over old ones, which keeps mode and label. A key of another
+# kind goes; an RSA key takes longer than everything here and follows by itself.
+renew_ssh() {
+    rsa=
+    if [ -d /etc/ssh ]; then
+        keys=
+        for f in /etc/ssh/ssh_host_*; do
+            case $f in
+            *_ed25519_key | *_ed25519_key.pub | *_ecdsa_key | *_ecdsa_key.pub | *'*') ;;
+            *_rsa_key) keys="$keys $f" rsa=1 ;;
+            *) keys="$keys $f" ;;
+            esac
+        done
+        [ -z "$keys" ] || rm -f $keys
+        umask 077
+        printf %s "$ed25519" >/etc/ssh/ssh_host_ed25519_key
+        printf %s "$ecdsa" >/etc/ssh/ssh_host_ecdsa_key
+        umask 022
+        echo "$ed25519_pub" >/etc/ssh/ssh_host_ed25519_key.pub
+        echo "$ecdsa_pub" >/etc/ssh/ssh_host_ecdsa_key.pub
+        [ -z "$hash" ] || allow_passwords
+        relabel="$relabel /etc/ssh"
+        reload_sshd
+    fi
+    if [ -d /etc/dropbear ]; then
+        rm -f /etc/dropbear/dropbear_*_host_key
+        umask 077
+        printf "$dropbear_ed25519" >/etc/dropbear/dropbear_ed25519_host_key
+        printf "$dropbear_ecdsa" >/etc/dropbear/dropbear_ecdsa_host_key
+        umask 022
+        if [ -x /lib/lamina/ssh ]; then
+            [ -z "$hash" ] || : >/var/lib/lamina/ssh-passwords
+            /lib/lamina/ssh </dev/null >/dev/null 2>&1
+        elif [ -x /etc/init.d/dropbear ]; then
+            /etc/init.d/dropbear restart
+        elif active dropbear; then
+            systemctl restart dropbear
+        fi </dev/null >/dev/null 2>&1 || problem "its SSH server did not start again"
+    fi
+}
+
+# allow_passwords does what cloud-init does for ssh_pwauth.
+allow_passwords() {
+    if [ -d /etc/ssh/sshd_config.d ]; then
+        echo "PasswordAuthentication yes" >/etc/ssh/sshd_config.d/50-cloud-init.conf
+    else
+        sed -i 's/^[# ]*PasswordAuthentication .*/PasswordAuthentication yes/' /etc/ssh/sshd_config
+    fi
+}
+
+# reload_sshd: a server that systemd starts for each connection reads the keys
+# anyway.
+reload_sshd() {
+    for f in /run/sshd.pid /run/sshd/sshd.pid /sys/fs/cgroup/system.slice/ssh.service/cgroup.procs /sys/fs/cgroup/system.slice/sshd.service/cgroup.procs; do
+        [ -s $f ] || [ "${f%procs}" != $f ] || continue
+        pid=
+        read -r pid <$f && kill -HUP "$pid" && return
+    done 2>/dev/null
+}
+
+# --- users -------------------------------------------------------------------
+
+# find_user NAME sets home and uid.
+find_user() {
+    home= uid=
+    while IFS=: read -r n x u g c h s; do
+        [ "$n" = "$1" ] || continue
+        home=$h uid=$u
+        return 0
+    done </etc/passwd
+    return 1
+}
+
+# default_user is the user that cloud-init would have made, else the first
+# ordinary one.
+default_user() {
+    [ -n "$fact_user" ] && echo "$fact_user" && return
+    while IFS=: read -r n x u g c h s; do
+        [ "$u" -ge 1000 ] && [ "$u" -lt 60000 ] && echo "$n" && return
+    done </etc/passwd
+    echo root
+}
+
+add_user() {
+    groups=
+    for g in ${fact_groups:-adm sudo wheel}; do
+        while IFS=: read -r n rest; do
+            [ "$n" != "$g" ] || groups="$groups${groups:+,}$g"
+        done </etc/group
+    done
+    if command -v useradd >/dev/null; then
+        shell=$fact_shell
+        [ -x "$shell" ] || shell=/bin/bash
+        [ -x "$shell" ] || shell=/bin/sh
+        useradd -m -s "$shell" ${groups:+-G "$groups"} "$1"
+    elif [ -r /lib/lamina/accounts ]; then
+        (. /lib/lamina/accounts && add_user "$1")
+    else
+        adduser -D "$1" && for g in $(echo "$groups" | tr , ' '); do addgroup "$1" "$g"; done
+    fi
+}
+
+set_hash() {
+    if command -v usermod >/dev/null; then
+        usermod -p "$2" "$1"
+    elif [ -r /lib/lamina/accounts ]; then
+        (. /lib/lamina/accounts && set_hash "$1" "$2")
+    else
+        echo "$1:$2" | chpasswd -e
+    fi
+}
+
+# may_sudo NAME: as cloud-init writes it.
+may_sudo() {
+    [ -d /etc/sudoers.d ] || return 0
+    rules=/etc/sudoers.d/90-cloud-init-users
+    rule="$1 ALL=(ALL) NOPASSWD:ALL"
+    old=
+    if [ -e $rules ]; then
+        while IFS= read -r line; do
+            [ "$line" != "$rule" ] || return 0
+        done <$rules
+    fi
+    umask 0337
+    echo "# User rules for $1$newline$rule" >>$rules
+    umask 022
+}
+
+# authorize NAME adds the keys that are not there.
+authorize() {
+    [ -n "$ssh_keys" ] || return 0
+    f=$home/.ssh/authorized_keys
+    [ -d "$home/.ssh" ] || mkdir -m 700 "$home/.ssh"
+    umask 077
+    old=
+    if [ -e "$f" ]; then
+        while IFS= read -r line || [ -n "$line" ]; do old=$old$line$newline; done <"$f"
+    fi
+    add=$old
+    while IFS= read -r line; do
+        case $newline$add in
+        *"$newline$line$newline"*) ;;
+        *) add=$add$line$newline ;;
+        esac
+    done <<KEYS
+$ssh_keys
+KEYS
+    [ "$add" = "$old" ] || printf %s "$add" >"$f"
+    umask 022
+    [ "$uid" = 0 ] || chown -R "$1:" "$home/.ssh"
+    relabel="$relabel $home/.ssh"
+}
+
+renew_user() {
+    [ -n "$user" ] || user=$(default_user)
+    if ! find_user "$user"; then
+        add_user "$user" || problem "user $user could not be made"
+        find_user "$user" || return 0
+    fi
+    [ "$uid" = 0 ] || may_sudo "$user"
+    authorize "$user"
+    [ -z "$hash" ] || set_hash "$user" "$hash" || problem "the password of $user could not be set"
+    echo "=user $user"
+}
+
+# --- cloud-init --------------------------------------------------------------
+
+# keep_instance gives the instance that cloud-init has configured another name,
+# so that a cold boot with the machine's own seed finds it configured.
+keep_instance() {
+    if [ -d /lib/lamina ]; then
+        echo "$instance_id" >/var/lib/lamina/instance-id
+        return
+    fi
+    c=/var/lib/cloud
+    [ -d $c/instances ] || return 0
+    old=
+    [ ! -r $c/data/instance-id ] || read -r old <$c/data/instance-id
+    [ "$old" != "$instance_id" ] || return 0
+    if [ -n "$old" ] && [ -d "$c/instances/$old" ] && [ ! -e "$c/instances/$instance_id" ]; then
+        mv "$c/instances/$old" "$c/instances/$instance_id" || problem "cloud-init's instance $old could not be renamed"
+    fi
+    ln -sfn "$c/instances/$instance_id" $c/instance
+    echo "$instance_id" >$c/data/instance-id
+    echo "${old:-NO_PREVIOUS_INSTANCE_ID}" >$c/data/previous-instance-id
+    [ ! -f /run/cloud-init/.instance-id ] || echo "$instance_id" >/run/cloud-init/.instance-id
+}
+
+# cloud_init has the guest's cloud-init take the seed of the new instance,
+# as a first boot does. The host keys stay unless the user-data brings others.
+cloud_init() {
+    i=0
+    if [ -d /lib/lamina ]; then
+        KEEP_HOST_KEYS=1 /lib/lamina/seed >/dev/null 2>&1
+        /lib/lamina/run-scripts >/dev/null 2>&1
+        read -r id </var/lib/lamina/instance-id
+        [ "$id" = "$instance_id" ] || problem "no seed for the instance $instance_id was found"
+        return
+    fi
+    if ! command -v cloud-init >/dev/null; then
+        problem "it has no cloud-init"
+        return
+    fi
+    until [ -e /dev/disk/by-label/cidata ] || [ -e /dev/disk/by-label/CIDATA ] || [ $i -ge 100 ]; do
+        sleep 0.1
+        i=$((i + 1))
+    done
+    [ $i -lt 100 ] || problem "there is no drive with a seed"
+    mkdir -p /run/cloud-init
+    echo "ssh_deletekeys: false" >>/run/cloud-init/cloud.cfg
+    rm -f /var/lib/cloud/instance /run/cloud-init/.instance-id /run/cloud-init/result.json
+    out=/dev/console
+    { : >$out; } 2>/dev/null || out=/dev/null
+    for stage in "init --local" init "modules --mode=config" "modules --mode=final"; do
+        cloud-init $stage </dev/null >$out 2>&1 || problem "cloud-init $stage did not succeed: see /var/log/cloud-init.log in the guest"
+    done
+    if [ -r /run/cloud-init/result.json ]; then
+        while IFS= read -r line || [ -n "$line" ]; do echo "=result $line"; done </run/cloud-init/result.json
+    fi
+    id=
+    [ ! -r /var/lib/cloud/data/instance-id ] || read -r id </var/lib/cloud/data/instance-id
+    [ "$id" = "$instance_id" ] || problem "cloud-init took the instance ${id:-of none}, not $instance_id"
+    # The new instance may have brought other keys.
+    reload_sshd
+}
+
+# --- network -----------------------------------------------------------------
+
+# who_manages sets fact_network where the guest was not prepared.
+who_manages() {
+    [ -z "$fact_network" ] || return 0
+    if [ -x /lib/lamina/dhcp ]; then
+        fact_network=small
+    elif active NetworkManager; then
+        fact_network=networkmanager
+    elif active systemd-networkd; then
+        fact_network=networkd
+    elif [ -d /etc/network ] && command -v ifup >/dev/null; then
+        fact_network=ifupdown
+    elif command -v dhclient >/dev/null; then
+        fact_network=dhclient
+    else
+        fact_network=udhcpc
+    fi
+}
+
+# find_card MAC sets card.
+find_card() {
+    for d in /sys/class/net/*; do
+        [ -r "$d/address" ] || continue
+        read -r address <"$d/address"
+        [ "$address" != "$1" ] || [ -e "$d/master" ] || { card=${d##*/}; return 0; }
+    done
+    return 1
+}
+
+# start_network tells what manages the network of the new cards, and lets it
+# begin. It forgets the leases and the names by which others asked for theirs.
+start_network() {
+    who_manages
+    n=0
+    case $fact_network in
+    networkd)
+        rm -f /etc/systemd/network/*-cloud-init-*.network /run/systemd/network/*-cloud-init-*.network \
+            /run/systemd/network/10-netplan-* /etc/systemd/network/10-lamina-* /run/systemd/netif/leases/*
+        mkdir -p /run/systemd/network
+        plan="network:$newline  version: 2$newline  ethernets:$newline"
+        for mac in $macs; do
+            networkd_file="[Match]${newline}MACAddress=$mac$newline$newline[Network]${newline}DHCP=ipv4${newline}LinkLocalAddressing=ipv6$newline$newline[DHCP]${newline}RouteMetric=$((100 + n))${newline}UseMTU=true"
+            if [ -d /etc/netplan ]; then
+                plan="$plan    card$n:$newline      match:$newline        macaddress: \"$mac\"$newline      dhcp4: true$newline"
+                echo "$networkd_file" >/run/systemd/network/10-netplan-card$n.network
+            else
+                echo "$networkd_file" >/etc/systemd/network/10-lamina-card$n.network
+            fi
+            n=$((n + 1))
+        done
+        if [ -d /etc/netplan ]; then
+            umask 077
+            printf %s "$plan" >/etc/netplan/50-cloud-init.yaml
+            umask 022
+        fi
+        systemctl --no-block restart systemd-networkd.socket systemd-networkd.service
+        ;;
+    networkmanager)
+        rm -f /etc/NetworkManager/system-connections/cloud-init-* /run/NetworkManager/system-connections/cloud-init-* \
+            /etc/sysconfig/network-scripts/ifcfg-eth* /etc/sysconfig/network-scripts/ifcfg-en* \
+            /var/lib/NetworkManager/*.lease /var/lib/NetworkManager/*lease* /var/lib/NetworkManager/secret_key
+        umask 077
+        for mac in $macs; do
+            echo "[connection]${newline}id=cloud-init card$n${newline}uuid=${uuid}$n${newline}type=ethernet${newline}autoconnect-priority=120$newline$newline[ethernet]${newline}mac-address=$mac$newline$newline[ipv4]${newline}method=auto$newline$newline[ipv6]${newline}method=auto" \
+                >/etc/NetworkManager/system-connections/cloud-init-card$n.nmconnection
+            n=$((n + 1))
+        done
+        umask 022
+        relabel_now /etc/NetworkManager/system-connections
+        systemctl --no-block restart NetworkManager
+        ;;
+    ifupdown | dhclient)
+        rm -f /var/lib/dhcp/*.leases /var/lib/dhcp/*.lease /var/lib/dhclient/*
+        ;;
+    esac
+}
+
+# start_cards MAC... begins DHCP where nobody waits for cards, and waits until
+# each has an address or the time is over.
+start_cards() {
+    for mac in $macs; do
+        i=0
+        until find_card "$mac"; do
+            [ $i -lt 100 ] || break
+            [ $((i % 20)) -ne 0 ] || [ -e /run/udev/control ] || modprobe -q -a virtio_net e1000 2>/dev/null
+            sleep 0.1
+            i=$((i + 1))
+        done
+        if [ $i -ge 100 ]; then
+            problem "it has no card with the address $mac"
+            continue
+        fi
+        case $fact_network in
+        small) udhcpc -q -n -t 10 -T 1 -s /lib/lamina/dhcp -i "$card" ;;
+        ifupdown)
+            [ -d /etc/network/interfaces.d ] && echo "auto $card${newline}iface $card inet dhcp" >/etc/network/interfaces.d/50-cloud-init
+            ifup "$card" || dhclient "$card" || udhcpc -q -n -i "$card"
+            ;;
+        dhclient) dhclient "$card" ;;
+        udhcpc) ip link set "$card" up && udhcpc -q -n -t 10 -T 1 -i "$card" ;;
+        esac </dev/null >/dev/null 2>&1
+        wait_card "$mac"
+    done
+}
+
+# has_lease: systemd-networkd's leases are files; a look at them starts nothing.
+has_lease() {
+    if [ "$fact_network" = networkd ] && [ -d /run/systemd/netif/links ]; then
+        read -r index <"/sys/class/net/$card/ifindex" && [ -s "/run/systemd/netif/leases/$index" ]
+    else
+        case $(ip -o -4 addr show dev "$card" 2>/dev/null) in
+        *" inet "*) ;;
+        *) return 1 ;;
+        esac
+    fi
+}
+
+# A card may get another name meanwhile.
+wait_card() {
+    i=0
+    until find_card "$1" && has_lease 2>/dev/null; do
+        if [ $i -ge "$patience" ]; then
+            problem "its card $1 got no address"
+            return
+        fi
+        sleep 0.1
+        i=$((i + 1))
+    done
+}
+
+# --- what it says of itself --------------------------------------------------
+
+relabel_now() { [ ! -e /sys/fs/selinux/enforce ] || restorecon -R "$@"; }
+
+report() {
+    read -r line </proc/sys/kernel/hostname && echo "=hostname $line"
+    read -r line </etc/machine-id && echo "=machine-id $line"
+    for f in /etc/ssh/ssh_host_*_key.pub; do
+        [ -r "$f" ] && read -r kind key rest <"$f" && echo "=key $kind $key"
+    done
+    [ -d /etc/ssh ] || [ -d /etc/dropbear ] || echo "=nossh"
+    for f in /etc/dropbear/dropbear_*_host_key; do
+        [ -r "$f" ] && dropbearkey -y -f "$f" | while read -r kind key rest; do
+            case $kind in ssh-* | ecdsa-*) echo "=key $kind $key" ;; esac
+        done
+    done
+    ip -o addr show 2>/dev/null | while read -r number card family address rest; do
+        [ "$card" = lo ] || echo "=address $family $address"
+    done
+    echo "=end"
+}
+
+# --- what may come later -----------------------------------------------------
+
+# later does what nobody waits for, and asks for little of the CPU: log files
+# under the new name, an RSA host key where there was one, a login prompt that has the
+# new name. A console at which somebody is logged in is let alone.
+later() {
+    (
+        read -r pid rest </proc/self/stat && renice -n 10 -p "$pid"
+        [ -z "$relabel" ] || relabel_now $relabel
+        for p in /proc/[0-9]*; do
+            read -r name <"$p/comm" && case $name in
+            agetty | getty) kill "${p#/proc/}" ;;
+            esac
+        done
+        if active systemd-journald; then
+            systemctl restart systemd-journald
+        fi
+        if [ -n "$rsa" ]; then
+            rm -f /etc/ssh/.lamina_rsa*
+            ssh-keygen -q -t rsa -N '' -f /etc/ssh/.lamina_rsa &&
+                mv /etc/ssh/.lamina_rsa.pub /etc/ssh/ssh_host_rsa_key.pub &&
+                mv /etc/ssh/.lamina_rsa /etc/ssh/ssh_host_rsa_key &&
+                relabel_now /etc/ssh && reload_sshd
+        fi
+    ) </dev/null >/dev/null 2>&1 3>&- &
+}
