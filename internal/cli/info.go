@@ -99,7 +99,7 @@ func infoText(m api.Machine) string {
 	put("machine", "%s", m.Spec.Machine)
 	for i, d := range m.Spec.Disks {
 		what := string(d.Device)
-		if d.Device == vm.DeviceDisk && filepath.Base(d.Path) == home.DiskFile {
+		if d.Device == vm.DeviceDisk && home.IsDisk(filepath.Base(d.Path)) {
 			what += fmt.Sprintf(" of %s", progress.Bytes(m.DiskSize))
 		}
 		put("disk", "%s %s, %s, %s, cache %s: %s", m.Spec.DiskNames()[i], what, d.Bus, d.Format, d.Cache, d.Path)

@@ -21,8 +21,8 @@ import (
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
-// newMachine says what to make for one name.
-func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (store.NewMachine, error) {
+// newMachine says what to make for one name. data is the user-data of its guest.
+func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig, data func() ([]byte, error)) (store.NewMachine, error) {
 	// The store puts the machine's own paths in the place of these, which do
 	// for finding out what the file system can do.
 	dir := filepath.Join(d.home.Machines(), "new")
@@ -39,6 +39,8 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (s
 	if spec.Displays, err = displays(c); err != nil {
 		return store.NewMachine{}, err
 	}
+	withIdentity(&spec)
+	withMemory(&spec, c)
 	spec = spec.WithDefaults()
 	if spec.Chipset() == vm.MachineQ35 {
 		spec.HotplugPorts = hotplugPorts
@@ -49,9 +51,13 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig) (s
 	n := store.NewMachine{Name: name, User: cmp.Or(c.User, t.User), Config: c, Spec: spec, Size: c.DiskSize}
 	if !c.NoSeed {
 		n.Seed = func() ([]byte, error) {
+			ud, err := data()
+			if err != nil {
+				return nil, err
+			}
 			return d.opts.Seed(seed.Config{
 				InstanceID: spec.UUID, Hostname: cmp.Or(c.Hostname, names.Hostname(name)),
-				User: c.User, SSHKeys: c.SSHKeys, Password: c.Password, UserData: c.UserData,
+				User: c.User, SSHKeys: c.SSHKeys, Password: c.Password, UserData: ud,
 			})
 		}
 	}
@@ -107,6 +113,8 @@ func checkConfig(c api.MachineConfig, count int) error {
 		return api.Errorf(api.CodeInvalid, "disk size %d is not a multiple of 512", c.DiskSize)
 	case c.NoSeed && (len(c.SSHKeys) > 0 || c.Password != "" || len(c.UserData) > 0 || c.User != "" || c.Hostname != ""):
 		return api.Errorf(api.CodeInvalid, "host name, user, SSH keys, password and user-data reach the guest by the seed: leave them out or allow the seed")
+	case c.UserDataTemplate && len(c.UserData) == 0:
+		return api.Errorf(api.CodeInvalid, "the template of the user-data is empty: leave it out")
 	case count > 1 && c.Hostname != "":
 		return api.Errorf(api.CodeInvalid, "%d machines cannot all have the host name %q: leave it out, and each has its own name", count, c.Hostname)
 	case count > 1 && slices.ContainsFunc(c.Forwards, func(f vm.Forward) bool { return f.HostPort != 0 }):
@@ -124,14 +132,12 @@ func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c ap
 	if err := d.guard.haveRoom("new machines"); err != nil {
 		return nil, err
 	}
-	todo := make([]store.NewMachine, 0, len(list))
-	for _, name := range list {
-		n, err := d.newMachine(name, t, c)
-		if err != nil {
-			return nil, err
-		}
-		n.Start = start
-		todo = append(todo, n)
+	todo, err := d.newMachines(list, t, c, start)
+	if err != nil {
+		return nil, err
+	}
+	if note := ksmNote(c, ksmRun); note != "" {
+		s.send(api.Event{Warning: note})
 	}
 	recs, err := d.store.CreateMachines(ctx, t, todo, func(name string) {
 		s.send(api.Event{Step: "overlay", Machine: name, Text: "machine " + name + " made"})
@@ -145,6 +151,48 @@ func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c ap
 	}
 	d.log.Info("machines made", "template", t.Name, "digest", t.Digest, "count", len(made), "first", made[0].name)
 	return made, nil
+}
+
+// newMachines says what to make for many names. What cannot be made for one of
+// them is found here, before anything is.
+func (d *Daemon) newMachines(list []string, t api.Template, c api.MachineConfig, start bool) ([]store.NewMachine, error) {
+	if err := checkLabels(c.Labels); err != nil {
+		return nil, err
+	}
+	data, err := newUserData(c, cmp.Or(t.Name, t.Digest), len(list))
+	if err != nil {
+		return nil, err
+	}
+	todo := make([]store.NewMachine, 0, len(list))
+	for i, name := range list {
+		// Made again when it is needed: that of ten thousand machines would not fit.
+		own := func() ([]byte, error) { return data(i+1, name, cmp.Or(c.Hostname, names.Hostname(name))) }
+		n, err := d.newMachine(name, t, c, own)
+		if err != nil {
+			return nil, err
+		}
+		n.Start = start
+		if c.UserDataTemplate && n.Seed != nil {
+			if err := d.tryUserData(name, own); err != nil {
+				return nil, err
+			}
+		}
+		todo = append(todo, n)
+	}
+	return todo, nil
+}
+
+// tryUserData makes a seed of user-data that is different for each machine, and
+// forgets it: what is wrong with the tenth is told before the first is made.
+func (d *Daemon) tryUserData(name string, data func() ([]byte, error)) error {
+	b, err := data()
+	if err != nil {
+		return err
+	}
+	if _, err := d.opts.Seed(seed.Config{InstanceID: "try", Hostname: names.Hostname(name), UserData: b}); err != nil {
+		return api.Errorf(api.CodeInvalid, "machine %s: %v", name, err)
+	}
+	return nil
 }
 
 // launch starts a machine, tells of its boot, and returns at the login prompt,

@@ -74,6 +74,7 @@ type Daemon struct {
 	server *http.Server
 	idle   idle
 	guard  *guard
+	shares *shares
 
 	// ctx ends when the daemon does. What must not end with the request
 	// that began it runs under ctx; work counts it.
@@ -114,7 +115,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	if o.StartsAtOnce == 0 {
 		o.StartsAtOnce = max(2, runtime.NumCPU())
 	}
-	d := &Daemon{opts: o, home: o.Home, log: o.Log, machines: make(map[string]*machine),
+	d := &Daemon{opts: o, home: o.Home, log: o.Log, machines: make(map[string]*machine), shares: newShares(),
 		starts: make(chan struct{}, o.StartsAtOnce)}
 	d.ctx, d.stop = context.WithCancelCause(context.Background())
 	if err := d.open(ctx); err != nil {

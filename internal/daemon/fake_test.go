@@ -17,6 +17,7 @@ import (
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/catalog"
 	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -324,10 +325,10 @@ func (f fakeFetcher) Fetch(ctx context.Context, ref string, o catalog.Options, p
 	return catalog.Result{Source: ref, Entry: f.entry, PullResult: api.PullResult{Path: ref, Size: st.Size()}}, nil
 }
 
-// fakeImages stands in for package image.
-type fakeImages struct{}
+// fakeImages stands in for package image; what is not here is not asked for.
+type fakeImages struct{ store.Images }
 
-func (fakeImages) Import(ctx context.Context, source, format, target string, progress func(done, total int64)) (int64, error) {
+func (fakeImages) Import(ctx context.Context, source, format, target, compress string, progress func(done, total int64)) (int64, error) {
 	b, err := os.ReadFile(source)
 	if err != nil {
 		return 0, err

@@ -170,7 +170,10 @@ func (m *machine) known() store.Machine {
 }
 
 // describe is the machine as clients see it: without its passwords.
-func (m *machine) describe() api.Machine {
+func (m *machine) describe() api.Machine { return m.describeBy(time.Now().Add(shareBudget)) }
+
+// describeBy is describe that measures what takes time only until then.
+func (m *machine) describeBy(until time.Time) api.Machine {
 	m.mu.Lock()
 	rec, r, starting := m.rec, m.run, m.starting
 	m.mu.Unlock()
@@ -183,7 +186,7 @@ func (m *machine) describe() api.Machine {
 	}
 	if r != nil {
 		info := r.vm.Info()
-		out.Run, out.Memory, out.SSHPort = &info, residentShare(info.PID), sshPort(info.Forwards)
+		out.Run, out.Memory, out.SSHPort = &info, m.d.shares.of(info.PID, until), sshPort(info.Forwards)
 		out.Stage, out.Exit = r.boot.stage(), nil
 	}
 	out.State = state(rec.Last, r, starting)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/catalog"
@@ -145,7 +146,7 @@ func (d *Daemon) postVerify(w http.ResponseWriter, r *http.Request) error {
 	}
 	s := newEvents(w)
 	s.send(api.Event{Step: "verify", Text: "reading template " + r.PathValue("ref")})
-	s.done(t, d.store.Verify(r.Context(), t.Digest))
+	s.done(t, d.store.Verify(r.Context(), t.Digest, nil))
 	return nil
 }
 
@@ -198,11 +199,22 @@ func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *even
 func (d *Daemon) getMachines(w http.ResponseWriter, r *http.Request) error {
 	list := d.list()
 	slices.SortFunc(list, func(a, b *machine) int { return strings.Compare(a.name, b.name) })
+	until := time.Now().Add(shareBudget)
 	out := make([]api.Machine, 0, len(list))
+	var pids []int
 	for _, m := range list {
-		out = append(out, m.describe())
+		o := m.describeBy(until)
+		if o.Run != nil {
+			pids = append(pids, o.Run.PID)
+		}
+		out = append(out, o)
 	}
 	answer(w, out)
+	if len(pids) > 0 {
+		d.background(func(ctx context.Context) {
+			d.shares.refresh(pids, func() bool { return ctx.Err() != nil })
+		})
+	}
 	return nil
 }
 

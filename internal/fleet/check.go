@@ -101,8 +101,8 @@ func (c *checker) add(field, format string, args ...any) {
 // check looks at one group; false where its numbers are not to be counted with.
 func (c *checker) check(g *api.FleetGroup) bool {
 	had := len(c.found)
-	if err := names.CheckMachine(surgeName(g.Name, MaxMachines)); err != nil {
-		c.add("name", "%s", strings.Replace(cmp.Or(nameError(g.Name), err).Error(), "machine", "group", 1))
+	if err := groupName(g.Name); err != nil {
+		c.add("name", "%v", err)
 	}
 	switch {
 	case g.Count < 0:
@@ -127,11 +127,10 @@ func (c *checker) check(g *api.FleetGroup) bool {
 	return len(c.found) == had
 }
 
-// nameError is what is wrong with a group's name alone, nil where only what is
-// made of it is too long.
-func nameError(name string) error {
+// groupName says whether machines can be called after a group.
+func groupName(name string) error {
 	if err := names.CheckMachine(name); err != nil {
-		return err
+		return errors.New(strings.Replace(err.Error(), "machine", "group", 1))
 	}
 	if over := len(surgeName(name, MaxMachines)) - names.MaxLength; over > 0 {
 		return fmt.Errorf("group %q: its machines' names would be %d characters too long: shorten it", name, over)

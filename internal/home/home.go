@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -124,6 +125,28 @@ func (h Home) TemplateDisk(digest string) string {
 	return filepath.Join(h.Templates(), digest+".qcow2")
 }
 
+// Layers is the folder of the images that lie over a template: what machines
+// were at some instant. It is as deep in the home as a machine's folder is, so that a
+// relative name of a base means the same in both, and a machine's own layer
+// can become one without a change to it.
+func (h Home) Layers() string { return filepath.Join(h.Data, "layers", "disks") }
+
+// LayerDisk is the image of a layer that lies over another one.
+func (h Home) LayerDisk(key string) string { return filepath.Join(h.Layers(), key+".qcow2") }
+
+// Warm is the folder of warm units' folders.
+func (h Home) Warm() string { return filepath.Join(h.Data, "warm") }
+
+// Unit is the folder of a warm unit, by its id.
+func (h Home) Unit(id string) string { return filepath.Join(h.Warm(), id) }
+
+// The files of a warm unit's folder, and of the folder of a machine that is
+// being forked.
+const (
+	RAMFile   = "frozen.ram"
+	StateFile = "frozen.state"
+)
+
 // Machines is the folder of machine folders.
 func (h Home) Machines() string { return filepath.Join(h.Data, "machines") }
 
@@ -133,7 +156,7 @@ func (h Home) Machine(id string) string { return filepath.Join(h.Machines(), id)
 
 // The files of a machine's folder.
 const (
-	DiskFile      = "disk.qcow2"
+	DiskFile      = "disk.qcow2" // see also DiskName
 	SeedFile      = "seed.iso"
 	SerialLogFile = "serial.log"
 	SerialLogOld  = "serial.log.1" // of the start before
@@ -141,7 +164,9 @@ const (
 	NVRAMFile     = "nvram.fd" // the machine's UEFI variables
 	TPMDir        = "tpm"      // what its TPM keeps
 	KnownHosts    = "known_hosts"
-	SSHUserFile   = "ssh_user" // whom the guest told ssh to log in as
+	SSHUserFile   = "ssh_user"  // whom the guest told ssh to log in as
+	SecretsFile   = "seed.json" // of a seed that is made at the first start
+	ScratchDir    = "scratch"   // a copy of the machine that is gone soon
 )
 
 // The runtime files of a machine's folder: gone when it is stopped.
@@ -160,3 +185,23 @@ const (
 	// the screen on its way from QEMU to the one who asked for it.
 	ScreenFiles = "screen-*.ppm"
 )
+
+// DiskName is what a machine's own layer is called that has been frozen so many
+// times: DiskFile, disk-1.qcow2, ...
+func DiskName(generation int) string {
+	if generation == 0 {
+		return DiskFile
+	}
+	return fmt.Sprintf("disk-%d.qcow2", generation)
+}
+
+// IsDisk reports whether DiskName makes the name.
+func IsDisk(name string) bool {
+	n, ok := strings.CutPrefix(name, "disk-")
+	n, suffix := strings.CutSuffix(n, ".qcow2")
+	if !ok || !suffix {
+		return name == DiskFile
+	}
+	i, err := strconv.Atoi(n)
+	return err == nil && DiskName(i) == name && i > 0
+}

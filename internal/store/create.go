@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,8 +32,16 @@ type NewMachine struct {
 	Size int64
 	// Start says that it is made to be started: Last.Wanted.
 	Start bool
-	// Seed returns the content of the seed image. nil means no seed.
+	// Seed returns the content of the seed image. nil means that it has none, or
+	// that it is made later ([Store.MakeSeed]): a thousand seeds take more room than
+	// the layers of their machines, and most of the time that those take.
 	Seed func() ([]byte, error)
+	// Secrets are kept, for a seed that is made later, in a file of mode 0600 and
+	// nowhere else. Machines that are made together share it if it is the same.
+	Secrets []byte
+	// Unit is the warm unit that it is made of: it lies over the layer of that one's
+	// disk. "" for none.
+	Unit string
 }
 
 // Making a machine is file work with a few waits for the disk in between:
@@ -44,30 +53,84 @@ const makersAtOnce = 8
 // to the file system, which a single machine should not have to.
 const syncEach = 4
 
-// CreateMachines makes machines of a template: all of them, or none. They are
-// on stable storage when it returns. made, if not nil, is called with each
-// name as its files are there, one call at a time.
+// CreateMachines makes machines of a template, or of any other layer: all of
+// them, or none. They are on stable storage when it returns. made, if not nil, is
+// called with each name as its files are there, one call at a time.
 func (s *Store) CreateMachines(ctx context.Context, template api.Template, list []NewMachine, made func(name string)) ([]Machine, error) {
-	if err := s.Intact(ctx, template.Digest); err != nil {
-		return nil, err
-	}
-	machines, err := s.reserve(ctx, template, list)
+	bases, err := s.bases(ctx, template, list)
 	if err != nil {
 		return nil, err
 	}
-	ids := make([]string, len(machines))
-	for i, m := range machines {
-		ids[i] = m.ID
+	machines, err := s.newMachines(template, list)
+	if err != nil {
+		return nil, err
 	}
-	if err := s.makeMachines(ctx, template, machines, list, made); err != nil {
+	for i := range machines {
+		if u := list[i].Unit; u != "" {
+			machines[i].Digest, machines[i].Unit = bases[u].key, u
+		}
+	}
+	if err := s.insertMachines(ctx, machines); err != nil {
+		return nil, err
+	}
+	if err := s.makeMachines(ctx, bases, machines, list, made); err != nil {
 		// What cannot be undone now is undone at the next start.
-		return nil, errors.Join(err, s.removeMachines(context.WithoutCancel(ctx), ids))
+		return nil, errors.Join(err, s.removeMachines(context.WithoutCancel(ctx), ids(machines)))
 	}
 	return machines, nil
 }
 
-// reserve commits the machines' rows as creating.
-func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMachine) ([]Machine, error) {
+// base is what a new machine lies over.
+type base struct{ key, backing string }
+
+// bases finds the layers that machines are made of, by warm unit, checks that
+// they are what they were, and records that they are used.
+func (s *Store) bases(ctx context.Context, template api.Template, list []NewMachine) (map[string]base, error) {
+	keys := map[string]string{}
+	for _, n := range list {
+		if keys[n.Unit] != "" {
+			continue
+		}
+		keys[n.Unit] = template.Digest
+		if n.Unit != "" {
+			u, err := s.unit(ctx, n.Unit, "ready")
+			if err != nil {
+				return nil, err
+			}
+			keys[n.Unit] = u.Layer
+		}
+	}
+	out := map[string]base{}
+	for unit, key := range keys {
+		if err := s.Intact(ctx, key); err != nil {
+			return nil, err
+		}
+		c, err := s.chain(ctx, s.db, key)
+		if err != nil {
+			return nil, err
+		}
+		if len(c) > api.MaxDepth {
+			return nil, fmt.Errorf("template %s: %w: it lies over %d images, and a machine may have %d: export it and import it again as one", c[0].name, ErrInvalid, len(c)-1, api.MaxDepth)
+		}
+		out[unit] = base{key, backingName(key, c[0].parent)}
+		now := time.Now().UnixNano()
+		if _, err := s.db.ExecContext(ctx, `UPDATE templates SET used_at = ? WHERE digest IN (?, ?)`, now, key, template.Digest); err != nil {
+			return nil, fmt.Errorf("state database: %w", err)
+		}
+	}
+	return out, nil
+}
+
+func ids(machines []Machine) []string {
+	list := make([]string, len(machines))
+	for i, m := range machines {
+		list[i] = m.ID
+	}
+	return list
+}
+
+// newMachines are the records of machines that are to be made.
+func (s *Store) newMachines(template api.Template, list []NewMachine) ([]Machine, error) {
 	machines := make([]Machine, 0, len(list))
 	now := time.Now()
 	name := template.Name
@@ -85,14 +148,15 @@ func (s *Store) reserve(ctx context.Context, template api.Template, list []NewMa
 		m := Machine{ID: newID(), Name: n.Name, Digest: template.Digest, Template: name,
 			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec, Last: Last{Wanted: n.Start}}
 		m.Config.Password, m.Config.VNCPassword, m.Config.UserData = "", "", nil
+		m.disk = home.DiskFile
 		s.place(&m, true)
 		machines = append(machines, m)
 	}
-	if err := s.insertMachines(ctx, machines); err != nil {
-		return nil, err
-	}
 	return machines, nil
 }
+
+// randomNumber is not negative.
+func randomNumber() int64 { return mathrand.Int64() }
 
 func newID() string {
 	id := make([]byte, 6)
@@ -103,62 +167,73 @@ func newID() string {
 // insertMachines commits rows in the state creating: all, or none where a name
 // is taken.
 func (s *Store) insertMachines(ctx context.Context, machines []Machine) error {
-	err := transact(ctx, s.db, func(tx *sql.Tx) error {
-		taken, err := tx.PrepareContext(ctx, `SELECT count(*) FROM machines WHERE name = ?`)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = taken.Close() }()
-		insert, err := tx.PrepareContext(ctx, `INSERT INTO machines
-			(id, name, digest, template, user, created_at, config, spec, last, definition, state)
-			VALUES (?,?,nullif(?, ''),?,?,?,?,?,?,nullif(?, 'null'),'creating')`)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = insert.Close() }()
-		var clash []string
-		for _, m := range machines {
-			var n int
-			if err := taken.QueryRowContext(ctx, m.Name).Scan(&n); err != nil {
-				return err
-			}
-			if n > 0 {
-				clash = append(clash, m.Name)
-				continue
-			}
-			config, err1 := json.Marshal(m.Config)
-			spec, err2 := json.Marshal(m.Spec)
-			last, err3 := json.Marshal(m.Last)
-			definition, err4 := json.Marshal(m.Definition)
-			if err := errors.Join(err1, err2, err3, err4); err != nil {
-				return err
-			}
-			_, err = insert.ExecContext(ctx, m.ID, m.Name, m.Digest, m.Template, m.User, m.CreatedAt.UnixNano(),
-				string(config), string(spec), string(last), string(definition))
-			if err != nil {
-				return err
-			}
-		}
-		if len(clash) > 0 {
-			return fmt.Errorf("machine %s %w: choose another name or remove it", listed(clash), ErrExists)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := transact(ctx, s.db, func(tx *sql.Tx) error { return insertMachines(ctx, tx, machines) }); err != nil {
 		return fmt.Errorf("new machine: %w", err)
+	}
+	return nil
+}
+
+func insertMachines(ctx context.Context, tx *sql.Tx, machines []Machine) error {
+	taken, err := tx.PrepareContext(ctx, `SELECT count(*) FROM machines WHERE name = ?`)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = taken.Close() }()
+	insert, err := tx.PrepareContext(ctx, `INSERT INTO machines
+		(id, name, digest, template, user, created_at, config, spec, last, definition, unit, state)
+		VALUES (?,?,nullif(?, ''),?,?,?,?,?,?,nullif(?, 'null'),nullif(?, ''),'creating')`)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = insert.Close() }()
+	var clash []string
+	for _, m := range machines {
+		var n int
+		if err := taken.QueryRowContext(ctx, m.Name).Scan(&n); err != nil {
+			return err
+		}
+		if n > 0 {
+			clash = append(clash, m.Name)
+			continue
+		}
+		config, err1 := json.Marshal(m.Config)
+		spec, err2 := json.Marshal(m.Spec)
+		last, err3 := json.Marshal(m.Last)
+		definition, err4 := json.Marshal(m.Definition)
+		if err := errors.Join(err1, err2, err3, err4); err != nil {
+			return err
+		}
+		_, err = insert.ExecContext(ctx, m.ID, m.Name, m.Digest, m.Template, m.User, m.CreatedAt.UnixNano(),
+			string(config), string(spec), string(last), string(definition), m.Unit)
+		if err != nil {
+			return err
+		}
+	}
+	if len(clash) > 0 {
+		return fmt.Errorf("machine %s %w: choose another name or remove it", listed(clash), ErrExists)
 	}
 	return nil
 }
 
 // makeMachines makes the files of reserved machines, several at a time, brings
 // them to stable storage, and commits the rows as ready.
-func (s *Store) makeMachines(ctx context.Context, template api.Template, machines []Machine, list []NewMachine, made func(string)) error {
+func (s *Store) makeMachines(ctx context.Context, bases map[string]base, machines []Machine, list []NewMachine, made func(string)) error {
+	if err := s.makeMachineFiles(ctx, bases, machines, list, made); err != nil {
+		return err
+	}
+	s.step("machine rows ready")
+	return s.commitMachines(context.WithoutCancel(ctx), machines)
+}
+
+// makeMachineFiles makes the files of reserved machines, durably.
+func (s *Store) makeMachineFiles(ctx context.Context, bases map[string]base, machines []Machine, list []NewMachine, made func(string)) error {
 	var (
 		next  atomic.Int64
 		group sync.WaitGroup
 		mu    sync.Mutex // guards first and calls of made
 		first error
 	)
+	secrets := &shared{}
 	s.step("machine files")
 	for range min(makersAtOnce, len(machines)) {
 		group.Go(func() {
@@ -169,7 +244,7 @@ func (s *Store) makeMachines(ctx context.Context, template api.Template, machine
 				}
 				err := ctx.Err()
 				if err == nil {
-					err = s.makeMachine(ctx, template, machines[i], list[i], len(machines) <= syncEach)
+					err = s.makeMachine(ctx, bases[list[i].Unit], machines[i], list[i], secrets, len(machines) <= syncEach)
 				}
 				mu.Lock()
 				if err != nil {
@@ -196,8 +271,7 @@ func (s *Store) makeMachines(ctx context.Context, template api.Template, machine
 	if err := sync(s.home.Machines()); err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	s.step("machine rows ready")
-	return s.commitMachines(context.WithoutCancel(ctx), machines)
+	return nil
 }
 
 func (s *Store) commitMachines(ctx context.Context, machines []Machine) error {
@@ -222,22 +296,14 @@ func (s *Store) commitMachines(ctx context.Context, machines []Machine) error {
 }
 
 // makeMachine makes the folder and files of one machine.
-func (s *Store) makeMachine(ctx context.Context, template api.Template, m Machine, n NewMachine, durable bool) error {
+func (s *Store) makeMachine(ctx context.Context, on base, m Machine, n NewMachine, secrets *shared, durable bool) error {
 	dir := s.home.Machine(m.ID)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	s.step("machine disk")
-	disk := filepath.Join(dir, home.DiskFile)
-	// Relative, so that a home can be moved as a whole.
-	backing, err := filepath.Rel(dir, s.home.TemplateDisk(template.Digest))
-	if err != nil {
-		return err
-	}
-	if err := s.images.Overlay(ctx, disk, backing, n.Size); err != nil {
-		return err
-	}
-	if err := os.Chmod(disk, 0o600); err != nil {
+	disk := filepath.Join(dir, m.disk)
+	if err := s.makeOverlay(ctx, disk, on.backing, n.Size, false); err != nil {
 		return err
 	}
 	files := []string{disk}
@@ -249,6 +315,14 @@ func (s *Store) makeMachine(ctx context.Context, template api.Template, m Machin
 		}
 		path := filepath.Join(dir, home.SeedFile)
 		if err := writeSparse(path, content); err != nil {
+			return err
+		}
+		files = append(files, path)
+	}
+	if len(n.Secrets) > 0 {
+		s.step("machine secrets")
+		path := filepath.Join(dir, home.SecretsFile)
+		if err := secrets.write(path, n.Secrets); err != nil {
 			return err
 		}
 		files = append(files, path)

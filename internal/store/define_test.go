@@ -4,10 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 
@@ -153,53 +153,65 @@ func TestRemoveLeavesAlone(t *testing.T) {
 	}
 }
 
-// TestMigrate opens a database of the first version with a machine in it.
+// TestMigrate opens databases of earlier versions with a machine in them.
 func TestMigrate(t *testing.T) {
-	dir := t.TempDir()
-	h := home.At(filepath.Join(dir, "h"))
-	s, err := Open(t.Context(), h, Options{Images: plainImages{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	importImage(t, s, writeImage(t, filepath.Join(dir, "image"), "content"), "one")
-	if err := clone(t.Context(), s, "old"); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	// Back to the first version.
-	db, err := sql.Open("sqlite", "file:"+h.Database())
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := migrations[0][strings.Index(migrations[0], "CREATE TABLE machines"):]
-	for _, q := range []string{`DROP TRIGGER template_is_needed`, `ALTER TABLE machines RENAME TO kept`, `DROP TRIGGER machine_needs_ready_template`,
-		`DROP INDEX machines_digest`, first,
-		`INSERT INTO machines SELECT id, name, state, digest, template, user, created_at, config, spec, last FROM kept`,
-		`DROP TABLE kept`, `PRAGMA user_version = 1`} {
-		if _, err := db.Exec(q); err != nil {
-			t.Fatalf("%s: %v", q, err)
+	for version, columns := range map[int]string{1: ``, 2: `, definition`} {
+		dir := t.TempDir()
+		h := home.At(filepath.Join(dir, "h"))
+		reopen(t, dir, func(s *Store) {
+			importImage(t, s, writeImage(t, filepath.Join(dir, "image"), "content"), "one")
+			if err := clone(t.Context(), s, "old"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		old := filepath.Join(dir, "old.db")
+		db, err := sql.Open("sqlite", "file:"+old)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s, err = Open(t.Context(), h, Options{Images: plainImages{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
-	requireWhole(t, s)
-	m, err := s.Machine(t.Context(), "old")
-	if err != nil || m.Digest == "" || m.Definition != nil || m.Spec.Name != "old" {
-		t.Errorf("%+v, %v", m, err)
-	}
-	if err := s.RemoveTemplate(t.Context(), "one"); !errors.Is(err, ErrInUse) {
-		t.Errorf("a template that is needed: %v", err)
-	}
-	if _, err := s.Define(t.Context(), newDefinition(dir)); err != nil {
-		t.Error(err)
+		const template = `digest, state, source, virtual_size, user, created_at, file_size, file_mtime`
+		machine := `id, name, state, digest, template, user, created_at, config, spec, last` + columns
+		for _, q := range append(append([]string{}, migrations[:version]...), `ATTACH '`+h.Database()+`' AS now`,
+			`INSERT INTO templates (`+template+`) SELECT `+template+` FROM now.templates`,
+			`INSERT INTO template_names SELECT * FROM now.template_names`,
+			`INSERT INTO sources (path, format, dev, inode, size, mtime, ctime, digest) SELECT path, format, dev, inode, size, mtime, ctime, digest FROM now.sources`,
+			`INSERT INTO machines (`+machine+`) SELECT `+machine+` FROM now.machines`,
+			fmt.Sprintf(`PRAGMA user_version = %d`, version)) {
+			if _, err := db.Exec(q); err != nil {
+				t.Fatalf("%s: %v", q, err)
+			}
+		}
+		if err := errors.Join(db.Close(), os.Rename(old, h.Database())); err != nil {
+			t.Fatal(err)
+		}
+		reopen(t, dir, func(s *Store) {
+			m, err := s.Machine(t.Context(), "old")
+			if err != nil || m.Digest == "" || m.Definition != nil || m.Spec.Name != "old" {
+				t.Errorf("%+v, %v", m, err)
+			}
+			if err := s.RemoveTemplate(t.Context(), "one"); !errors.Is(err, ErrInUse) {
+				t.Errorf("a template that is needed: %v", err)
+			}
+			tm, cached, err := s.Import(t.Context(), Import{Path: filepath.Join(dir, "image")}, nil)
+			if err != nil || !cached || tm.Kind != api.LayerTemplate || tm.Compress != "none" {
+				t.Errorf("%+v, %v, %v", tm, cached, err)
+			}
+			// What was not recorded then is from the first look on.
+			if err := s.Intact(t.Context(), tm.Digest); err != nil {
+				t.Error(err)
+			}
+			path := h.TemplateDisk(tm.Digest)
+			st, err := os.Stat(path)
+			if err := errors.Join(err, os.Chtimes(path, st.ModTime(), st.ModTime())); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Intact(t.Context(), tm.Digest); !errors.Is(err, ErrChanged) {
+				t.Errorf("touched: %v", err)
+			}
+			if _, err := s.Define(t.Context(), newDefinition(dir)); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -71,7 +71,7 @@ func TestImportFormats(t *testing.T) {
 	if first.DiskSize > 2<<20 {
 		t.Errorf("the template takes %d bytes: holes are lost", first.DiskSize)
 	}
-	if err := s.Verify(t.Context(), first.Digest); err != nil {
+	if err := s.Verify(t.Context(), first.Digest, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -150,7 +150,7 @@ func TestHundredClones(t *testing.T) {
 	qemutest.RequireClean(t, disk)
 	qemutest.IO(t, "qcow2", disk, "read -q -P 0x11 0 1M", "read -q -P 0 64M 1M", "write -q -P 0x33 0 64k", "read -q -P 0x33 0 64k")
 	qemutest.IO(t, "qcow2", made[98].Spec.Disks[0].Path, "read -q -P 0x11 0 1M")
-	if err := s.Verify(t.Context(), tm.Digest); err != nil {
+	if err := s.Verify(t.Context(), tm.Digest, nil); err != nil {
 		t.Errorf("after a write to a clone: %v", err)
 	}
 	began := time.Now()

@@ -17,10 +17,13 @@ import (
 
 // Machine is a machine as the store keeps it.
 type Machine struct {
-	ID        string // names its folder
-	Name      string
-	Digest    string // of its template, "" for a machine with a definition
+	ID   string // names its folder
+	Name string
+	// Digest is the key of the layer that its own lies over, "" for a machine with a
+	// definition, or with a disk that needs nothing below.
+	Digest    string
 	Template  string // the name that it was asked for by
+	Unit      string // the warm unit that it was made of, while that is there
 	User      string // to log in as
 	CreatedAt time.Time
 	Config    api.MachineConfig // without Password and UserData
@@ -32,6 +35,24 @@ type Machine struct {
 	// Definition is set for a machine that was made by Define. It is
 	// replaced as a whole, never changed in place.
 	Definition *api.Definition
+	// Warmth is how it was started warm last, Identity what its guest has
+	// confirmed. nil for none.
+	Warmth   *api.Warmth
+	Identity *api.Identity
+
+	// disk is the name of its own layer in its folder, generation what
+	// home.DiskName made it of.
+	disk       string
+	generation int
+	streaming  bool
+}
+
+// Disk is the path of a machine's own layer, "" for one with a definition.
+func (s *Store) Disk(m Machine) string {
+	if m.Definition != nil {
+		return ""
+	}
+	return filepath.Join(s.Dir(m.ID), m.disk)
 }
 
 // Last is what is known of a machine's last run.
@@ -65,7 +86,8 @@ func (l Last) Next() Last {
 	return Last{Started: true, Running: true, Wanted: l.Wanted, Autostart: l.Autostart, Fresh: l.Fresh}
 }
 
-const machineColumns = `id, name, coalesce(digest, ''), template, user, created_at, config, spec, last, coalesce(definition, 'null')`
+const machineColumns = `id, name, coalesce(digest, ''), template, user, created_at, config, spec, last, coalesce(definition, 'null'),
+	coalesce(unit, ''), disk, generation, streaming, coalesce(warmth, 'null'), coalesce(identity, 'null')`
 
 // Machines lists all machines by name.
 func (s *Store) Machines(ctx context.Context) ([]Machine, error) {
@@ -102,14 +124,15 @@ func (s *Store) Taken(ctx context.Context, name string) (bool, error) {
 
 func (s *Store) scanMachine(r scanner) (m Machine, err error) {
 	var created int64
-	var config, spec, last, definition []byte
-	err = r.Scan(&m.ID, &m.Name, &m.Digest, &m.Template, &m.User, &created, &config, &spec, &last, &definition)
+	var config, spec, last, definition, warmth, identity []byte
+	err = r.Scan(&m.ID, &m.Name, &m.Digest, &m.Template, &m.User, &created, &config, &spec, &last, &definition,
+		&m.Unit, &m.disk, &m.generation, &m.streaming, &warmth, &identity)
 	if err != nil {
 		return m, err
 	}
 	m.CreatedAt = time.Unix(0, created)
 	err = errors.Join(json.Unmarshal(config, &m.Config), json.Unmarshal(spec, &m.Spec), json.Unmarshal(last, &m.Last),
-		json.Unmarshal(definition, &m.Definition))
+		json.Unmarshal(definition, &m.Definition), json.Unmarshal(warmth, &m.Warmth), json.Unmarshal(identity, &m.Identity))
 	if err != nil {
 		return m, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
@@ -125,7 +148,7 @@ func (s *Store) place(m *Machine, fresh bool) {
 		return
 	}
 	dir := s.home.Machine(m.ID)
-	for i, name := range []string{home.DiskFile, home.SeedFile} {
+	for i, name := range []string{m.disk, home.SeedFile} {
 		if i >= len(m.Spec.Disks) {
 			break
 		}
@@ -143,7 +166,7 @@ func (s *Store) Dir(id string) string { return s.home.Machine(id) }
 // images of its definition, take on the host.
 func (s *Store) DiskSize(m Machine) (size int64) {
 	if m.Definition == nil {
-		return allocated(filepath.Join(s.Dir(m.ID), home.DiskFile))
+		return allocated(s.Disk(m))
 	}
 	for _, d := range m.Spec.Disks {
 		if !d.ReadOnly {
@@ -167,9 +190,30 @@ func (s *Store) SetLast(ctx context.Context, id string, last Last) error {
 	return nil
 }
 
+// SetWarmth records how a machine was started warm; nil forgets it.
+func (s *Store) SetWarmth(ctx context.Context, id string, w *api.Warmth) error {
+	return s.setJSON(ctx, `UPDATE machines SET warmth = nullif(?, 'null') WHERE id = ?`, id, w)
+}
+
+// SetIdentity records what a machine's guest says of itself; nil forgets it.
+func (s *Store) SetIdentity(ctx context.Context, id string, i *api.Identity) error {
+	return s.setJSON(ctx, `UPDATE machines SET identity = nullif(?, 'null') WHERE id = ?`, id, i)
+}
+
+func (s *Store) setJSON(ctx context.Context, query, id string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if _, err := s.db.ExecContext(ctx, query, string(b), id); err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	return nil
+}
+
 // RemoveMachine removes a machine, which must not run, with everything that
-// it has and, if it has a definition, the files of also. Once begun it ends, also
-// when ctx does.
+// it has and, if it has a definition, the files of also; frozen layers that only
+// it needed go with it. Once begun it ends, also when ctx does.
 func (s *Store) RemoveMachine(ctx context.Context, id string, also ...string) error {
 	row := s.db.QueryRowContext(ctx, `SELECT `+machineColumns+` FROM machines WHERE id = ?`, id)
 	m, err := s.scanMachine(row)
@@ -182,7 +226,11 @@ func (s *Store) RemoveMachine(ctx context.Context, id string, also ...string) er
 	if len(also) > 0 && m.Definition == nil {
 		return fmt.Errorf("machine %s: %w: it has no definition, its files are all its own", m.Name, ErrInvalid)
 	}
-	return s.removeMachines(context.WithoutCancel(ctx), []string{id}, also...)
+	ctx = context.WithoutCancel(ctx)
+	if err := s.forgetChange(ctx, id); err != nil {
+		return err
+	}
+	return s.removeMachines(ctx, []string{id}, also...)
 }
 
 // removeMachines commits the intent, also with what else is to go, and carries
@@ -226,16 +274,30 @@ func (s *Store) dropMachines(ctx context.Context, ids []string) error {
 		return fmt.Errorf("store: %w", err)
 	}
 	s.step("machine rows removed")
+	var layers []string
 	err := transact(ctx, s.db, func(tx *sql.Tx) error {
+		free := map[string]bool{}
 		for _, id := range ids {
-			if _, err := tx.ExecContext(ctx, `DELETE FROM machines WHERE id = ? AND state <> 'ready'`, id); err != nil {
+			var layer string
+			err := tx.QueryRowContext(ctx, `DELETE FROM machines WHERE id = ? AND state <> 'ready' RETURNING coalesce(digest, '')`, id).Scan(&layer)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
 				return err
 			}
+			if layer != "" && err == nil {
+				free[layer] = true
+			}
+		}
+		for layer := range free {
+			list, err := s.markUnneeded(ctx, tx, layer)
+			if err != nil {
+				return err
+			}
+			layers = append(layers, list...)
 		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("state database: %w", err)
 	}
-	return nil
+	return s.dropLayers(ctx, layers)
 }

@@ -51,6 +51,9 @@ type Store struct {
 	db     *sql.DB
 	log    *slog.Logger
 	images Images
+	// immutable and end are Options'.
+	immutable bool
+	end       func(ctx context.Context, dir string) error
 
 	// sources serialises imports of the same file, so that the second one
 	// finds what the first one made.
@@ -59,6 +62,11 @@ type Store struct {
 	// that makes it so, while a template is removed, and from the look
 	// whether a definition has what it names for itself to its commit.
 	publish sync.Mutex
+	// dropping is held while a layer's file and row are removed. After publish, if both.
+	dropping sync.Mutex
+
+	// temps are the temporary files that are being written.
+	temps pathSet
 
 	// hook is called before each step that changes anything on disk; the
 	// crash tests end the process in it.
@@ -69,7 +77,24 @@ type Store struct {
 type Options struct {
 	Log    *slog.Logger // nil discards
 	Images Images       // nil means package image
+	// Immutable says whether layers get the file system's immutable flag.
+	Immutable Immutable
+	// End ends the machine that may run in a folder, and returns when it is gone,
+	// before the folder is removed of a warm unit that was not finished. nil:
+	// nothing runs there.
+	End func(ctx context.Context, dir string) error
 }
+
+// Immutable is a choice of Options.
+type Immutable int
+
+const (
+	// ImmutableDefault sets the flag, but not in a home that is one folder
+	// (LAMINA_HOME): who names a folder is to be able to remove it.
+	ImmutableDefault Immutable = iota
+	ImmutableAlways
+	ImmutableNever
+)
 
 // Open opens the store of h, makes what is missing, and undoes or finishes
 // what an earlier process left half done.
@@ -84,7 +109,10 @@ func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Stor
 	if o.Images == nil {
 		o.Images = diskImages{}
 	}
-	for _, dir := range []string{h.Data, h.Templates(), h.Machines()} {
+	if o.End == nil {
+		o.End = func(context.Context, string) error { return nil }
+	}
+	for _, dir := range []string{h.Data, h.Templates(), h.Layers(), h.Machines(), h.Warm()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("store: %w", err)
 		}
@@ -97,7 +125,8 @@ func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Stor
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{home: h, db: db, log: o.Log, images: o.Images, hook: hook}
+	s := &Store{home: h, db: db, log: o.Log, images: o.Images, hook: hook, end: o.End,
+		immutable: o.Immutable == ImmutableAlways || o.Immutable == ImmutableDefault && !h.OneFolder()}
 	if err := s.recover(ctx); err != nil {
 		_ = db.Close()
 		return nil, err
@@ -110,7 +139,7 @@ func open(ctx context.Context, h home.Home, o Options, hook func(string)) (*Stor
 // that all can read. A folder that a person named keeps its mode, as it may
 // hold other things.
 func private(h home.Home, log *slog.Logger) {
-	dirs := []string{h.Templates(), h.Machines()}
+	dirs := []string{h.Templates(), h.Layers(), h.Machines(), h.Warm()}
 	if !h.OneFolder() {
 		dirs = append(dirs, h.Data)
 	}
@@ -169,4 +198,31 @@ func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error)
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// pathSet is a set of paths.
+type pathSet struct {
+	mu  sync.Mutex
+	set map[string]bool
+}
+
+func (p *pathSet) add(path string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.set == nil {
+		p.set = make(map[string]bool)
+	}
+	p.set[path] = true
+}
+
+func (p *pathSet) remove(path string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.set, path)
+}
+
+func (p *pathSet) has(path string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.set[path]
 }

@@ -3,151 +3,267 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/names"
 )
 
-// Templates lists all templates, by creation and name. A template with
-// several names comes once for each.
+// Templates lists the templates, by creation: what people keep. Layers that
+// come and go with machines and warm units are among [Store.Layers].
 func (s *Store) Templates(ctx context.Context) ([]api.Template, error) {
-	list, err := s.templates(ctx, ``)
+	return s.list(ctx, func(n *node) bool { return n.Kind == api.LayerTemplate })
+}
+
+// Layers lists all layers, those below first.
+func (s *Store) Layers(ctx context.Context) ([]api.Template, error) {
+	return s.list(ctx, func(*node) bool { return true })
+}
+
+func (s *Store) list(ctx context.Context, want func(*node) bool) ([]api.Template, error) {
+	g, err := s.graph(ctx, s.db)
 	if err != nil {
 		return nil, err
 	}
+	var list []api.Template
+	for _, n := range g.layers {
+		if want(n) {
+			list = append(list, s.template(n, ""))
+		}
+	}
 	return list, nil
 }
 
-// Template returns the template that ref means: a name, a digest, or the
-// first 12 or more digits of one.
+// Template returns the template, or other layer, that ref means: a name, a digest or
+// id, or the first 12 or more digits of one.
 func (s *Store) Template(ctx context.Context, ref string) (api.Template, error) {
-	list, err := s.templates(ctx, ` AND n.name = ?`, ref)
+	g, err := s.graph(ctx, s.db)
 	if err != nil {
 		return api.Template{}, err
 	}
-	if len(list) == 0 && names.IsDigest(ref) {
-		list, err = s.templates(ctx, ` AND t.digest >= ? AND t.digest <= ?`, ref, ref+strings.Repeat("f", 64-len(ref)))
-		if err != nil {
-			return api.Template{}, err
-		}
-	}
-	switch {
-	case len(list) == 0:
-		return api.Template{}, fmt.Errorf("template %q: %w", ref, ErrNotFound)
-	case list[0].Digest != list[len(list)-1].Digest:
-		return api.Template{}, fmt.Errorf("template %q: %w: several digests begin like this", ref, ErrInvalid)
-	}
-	return list[0], nil
-}
-
-func (s *Store) templates(ctx context.Context, where string, args ...any) ([]api.Template, error) {
-	list, err := all(ctx, s.db, scanTemplate, `
-		SELECT t.digest, coalesce(n.name, ''), t.source, t.virtual_size, t.user, t.created_at
-		FROM templates t LEFT JOIN template_names n ON n.digest = t.digest
-		WHERE t.state = 'ready'`+where+` ORDER BY t.created_at, t.digest, n.name`, args...)
+	n, err := g.find(ref, names.IsDigest(ref))
 	if err != nil {
-		return nil, fmt.Errorf("state database: %w", err)
+		return api.Template{}, err
 	}
-	for i := range list {
-		t := &list[i]
-		t.DiskSize = allocated(s.home.TemplateDisk(t.Digest))
-		if t.Machines, err = s.machinesOf(ctx, s.db, t.Digest); err != nil {
-			return nil, err
-		}
-	}
-	return list, nil
+	return s.template(n, ref), nil
 }
 
-func scanTemplate(r scanner) (t api.Template, err error) {
-	var created int64
-	err = r.Scan(&t.Digest, &t.Name, &t.Source, &t.VirtualSize, &t.User, &created)
-	t.CreatedAt = time.Unix(0, created)
-	return t, err
-}
-
-// machinesOf lists the names of the machines that need a template.
-func (s *Store) machinesOf(ctx context.Context, q querier, digest string) ([]string, error) {
-	list, err := all(ctx, q, scanText, `SELECT name FROM machines WHERE digest = ? ORDER BY name`, digest)
+// SetInfo records what looking into a layer's image has found.
+func (s *Store) SetInfo(ctx context.Context, key string, info api.ImageInfo) error {
+	b, err := json.Marshal(info)
 	if err != nil {
-		return nil, fmt.Errorf("state database: %w", err)
+		return err
 	}
-	if list == nil {
-		list = []string{}
-	}
-	return list, nil
+	return s.changeTemplate(ctx, key, `UPDATE templates SET info = ? WHERE digest = ? AND state = 'ready'`, string(b), key)
 }
 
-// allocated returns the bytes that a file takes on the host, 0 if it is gone.
-func allocated(path string) int64 {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return 0
-	}
-	return st.Blocks * 512
+// SetUser records the default user of a layer's machines.
+func (s *Store) SetUser(ctx context.Context, key, user string) error {
+	return s.changeTemplate(ctx, key, `UPDATE templates SET user = ? WHERE digest = ? AND state = 'ready'`, user, key)
 }
 
-// RemoveTemplate forgets the name ref, and removes the template when that was
-// its last one or ref is a digest. It fails with ErrInUse, and names the
-// machines, while a machine needs the template.
-func (s *Store) RemoveTemplate(ctx context.Context, ref string) error {
+func (s *Store) changeTemplate(ctx context.Context, key, query string, args ...any) error {
+	res, err := s.db.ExecContext(ctx, query, args...)
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(err, fmt.Errorf("template %.12s: %w", key, ErrNotFound))
+	}
+	return nil
+}
+
+// Tag gives the layer that ref means one more name; a frozen layer is a template from
+// then on, which is kept until it is removed. A name that another template has is
+// ErrExists unless move is set: then it is taken from there, and that one stays without it.
+func (s *Store) Tag(ctx context.Context, ref, name string, move bool) (api.Template, error) {
+	if err := names.CheckTemplate(name); err != nil {
+		return api.Template{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	s.publish.Lock()
 	defer s.publish.Unlock()
 	t, err := s.Template(ctx, ref)
 	if err != nil {
+		return t, err
+	}
+	err = transact(ctx, s.db, func(tx *sql.Tx) error { return setName(ctx, tx, t.Digest, name, move) })
+	if err != nil {
+		return t, err
+	}
+	return s.Template(ctx, name)
+}
+
+// setName gives a layer a name and makes it a template.
+func setName(ctx context.Context, tx *sql.Tx, key, name string, move bool) error {
+	owner, err := nameOwner(ctx, tx, name)
+	if err != nil {
 		return err
 	}
+	if owner != "" && owner != key && !move {
+		return fmt.Errorf("template %s %w with other content (%.12s): choose another name, or move it (--move)", name, ErrExists, owner)
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO template_names (name, digest) VALUES (?, ?)
+		ON CONFLICT (name) DO UPDATE SET digest = excluded.digest`, name, key); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE templates SET kind = 'template' WHERE digest = ? AND kind = 'frozen'`, key)
+	return err
+}
+
+// RemoveTemplate forgets the name ref, and removes the template when that was
+// its last one or ref is a digest. It fails with ErrInUse, and names the
+// machines, layers and warm units, while they need the template. Frozen layers
+// that nothing else needs go with it.
+func (s *Store) RemoveTemplate(ctx context.Context, ref string) error {
+	s.publish.Lock()
+	defer s.publish.Unlock()
 	last := true
-	err = transact(ctx, s.db, func(tx *sql.Tx) error {
-		if t.Name == ref {
-			var others int
-			row := tx.QueryRowContext(ctx, `SELECT count(*) FROM template_names WHERE digest = ? AND name <> ?`, t.Digest, ref)
-			if err := row.Scan(&others); err != nil {
-				return err
-			}
-			if last = others == 0; !last {
-				_, err := tx.ExecContext(ctx, `DELETE FROM template_names WHERE name = ?`, ref)
-				return err
-			}
-		}
-		users, err := s.machinesOf(ctx, tx, t.Digest)
+	var key string
+	err := transact(ctx, s.db, func(tx *sql.Tx) error {
+		g, err := s.graph(ctx, tx)
 		if err != nil {
 			return err
 		}
-		if len(users) > 0 {
-			return fmt.Errorf("template %s is %w by %s: remove %s first", ref, ErrInUse, listed(users), them(len(users)))
+		n, err := g.find(ref, names.IsDigest(ref))
+		if err != nil {
+			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE templates SET state = 'removing' WHERE digest = ?`, t.Digest)
+		key = n.Digest
+		if s.template(n, ref).Name == ref && len(n.Names) > 1 {
+			last = false
+			_, err := tx.ExecContext(ctx, `DELETE FROM template_names WHERE name = ?`, ref)
+			return err
+		}
+		if err := n.free(ref); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE templates SET state = 'removing' WHERE digest = ?`, key)
 		return err
 	})
 	if err != nil || !last {
 		return err
 	}
-	return s.dropTemplate(context.WithoutCancel(ctx), t.Digest)
+	return s.dropLayer(context.WithoutCancel(ctx), key)
 }
 
-// dropTemplate removes the file and then the row of a template whose state is
-// not ready.
-func (s *Store) dropTemplate(ctx context.Context, digest string) error {
-	s.step("template file removed")
-	if err := s.removeTemplateFile(digest); err != nil {
+// free says why a layer cannot be removed.
+func (n *node) free(ref string) error {
+	if users := n.needing(); len(users) > 0 {
+		return fmt.Errorf("template %s is %w by %s: remove %s first", ref, ErrInUse, listed(users), them(len(users)))
+	}
+	var kept []string
+	for _, c := range n.children {
+		kept = append(kept, c.title())
+	}
+	if len(kept) > 0 {
+		return fmt.Errorf("template %s is %w: %s lie over it (`lamina template tree` shows all): remove %s first", ref, ErrInUse, listed(kept), them(len(kept)))
+	}
+	if units := append(n.units, n.Warm...); len(units) > 0 {
+		return fmt.Errorf("template %s is %w by warm unit %s: remove %s first", ref, ErrInUse, listed(units), them(len(units)))
+	}
+	return nil
+}
+
+// dropLayer removes the file and then the row of a layer that is to be removed, and of
+// frozen ones below that nothing else needs. One that is not to be (any more), as
+// another call was quicker, is left alone.
+func (s *Store) dropLayer(ctx context.Context, key string) (err error) {
+	for key != "" && err == nil {
+		key, err = s.dropOne(ctx, key)
+	}
+	return err
+}
+
+func (s *Store) dropOne(ctx context.Context, key string) (below string, err error) {
+	// The look and the removal are one, as an import could make a layer of that
+	// name again.
+	s.dropping.Lock()
+	defer s.dropping.Unlock()
+	var parent string
+	err = s.db.QueryRowContext(ctx, `SELECT coalesce(parent, '') FROM templates WHERE digest = ? AND state = 'removing'`, key).Scan(&parent)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("state database: %w", err)
+	}
+	s.step("layer file removed")
+	if err := s.removeLayerFile(key, parent); err != nil {
+		return "", err
+	}
+	s.step("layer row removed")
+	err = transact(ctx, s.db, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM templates WHERE digest = ? AND state = 'removing'`, key); err != nil {
+			return err
+		}
+		if parent == "" {
+			return nil
+		}
+		list, err := s.markUnneeded(ctx, tx, parent)
+		if len(list) > 0 {
+			below = list[0]
+		}
 		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("state database: %w", err)
 	}
-	if err := syncPath(s.home.Templates()); err != nil {
-		return fmt.Errorf("store: %w", err)
+	return below, nil
+}
+
+// dropHalf is dropLayer for a layer that was half made.
+func (s *Store) dropHalf(ctx context.Context, key string) error {
+	if _, err := s.db.ExecContext(ctx, `UPDATE templates SET state = 'removing' WHERE digest = ? AND state = 'creating'`, key); err != nil {
+		return fmt.Errorf("state database: %w", err)
 	}
-	s.step("template row removed")
-	_, err := s.db.ExecContext(ctx, `DELETE FROM templates WHERE digest = ? AND state <> 'ready'`, digest)
+	return s.dropLayer(ctx, key)
+}
+
+// unneeded is what tells of a row of templates (t) that it goes by itself.
+const unneeded = `t.state = 'ready' AND t.kind <> 'template'
+	AND NOT EXISTS (SELECT 1 FROM machines WHERE digest = t.digest)
+	AND NOT EXISTS (SELECT 1 FROM templates c WHERE c.parent = t.digest)
+	AND NOT EXISTS (SELECT 1 FROM disk_changes WHERE layer = t.digest)
+	AND NOT EXISTS (SELECT 1 FROM units WHERE template = t.digest OR layer = t.digest)`
+
+// markUnneeded makes a frozen or warm layer that nothing needs one to be removed.
+// Of "" it takes all of them. It returns what is to be dropped once the
+// transaction is committed.
+func (s *Store) markUnneeded(ctx context.Context, tx *sql.Tx, key string) ([]string, error) {
+	return all(ctx, tx, scanText, `UPDATE templates AS t SET state = 'removing'
+		WHERE (?1 = '' OR t.digest = ?1) AND `+unneeded+` RETURNING digest`, key)
+}
+
+// dropUnneeded removes the frozen and warm layers that nothing needs any more.
+func (s *Store) dropUnneeded(ctx context.Context) error {
+	var list []string
+	err := transact(ctx, s.db, func(tx *sql.Tx) (err error) {
+		list, err = s.markUnneeded(ctx, tx, "")
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("state database: %w", err)
 	}
-	return nil
+	return s.dropLayers(ctx, list)
+}
+
+func (s *Store) dropLayers(ctx context.Context, keys []string) error {
+	var errs []error
+	for _, key := range keys {
+		errs = append(errs, s.dropLayer(ctx, key))
+	}
+	return errors.Join(errs...)
+}
+
+// usedNow records that machines were made of layers.
+func usedNow(ctx context.Context, tx *sql.Tx, key string) error {
+	_, err := tx.ExecContext(ctx, `UPDATE templates SET used_at = ? WHERE digest = ?`, time.Now().UnixNano(), key)
+	return err
 }
 
 // listed names at most ten of list.
@@ -166,52 +282,24 @@ func them(n int) string {
 	return "them"
 }
 
-// Intact says whether a template's file still is what was imported, as far as
-// its size and time of change tell: it costs one stat. ErrChanged if not.
-func (s *Store) Intact(ctx context.Context, digest string) error {
-	var size, mtime int64
-	var name string
-	err := s.db.QueryRowContext(ctx, `SELECT file_size, file_mtime,
-		coalesce((SELECT min(name) FROM template_names n WHERE n.digest = t.digest), t.digest)
-		FROM templates t WHERE digest = ?`, digest).Scan(&size, &mtime, &name)
-	if errors.Is(err, sql.ErrNoRows) {
-		return fmt.Errorf("template %.12s: %w", digest, ErrNotFound)
+// removeLayerFile removes the image of a layer.
+func (s *Store) removeLayerFile(key, parent string) error {
+	if !digestPattern.MatchString(key) && !frozenPattern.MatchString(key) {
+		return fmt.Errorf("store: %w: layer %q", ErrInvalid, key)
 	}
-	if err != nil {
-		return fmt.Errorf("state database: %w", err)
-	}
-	path := s.home.TemplateDisk(digest)
-	st, err := os.Lstat(path)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%w: %s: %w: put the file back, or remove its machines and `lamina template rm %s`, and import the image again", ErrChanged, name, err, name)
-	case !st.Mode().IsRegular() || st.Size() != size || st.ModTime().UnixNano() != mtime:
-		return fmt.Errorf("%w: %s: its file %s has %d bytes of %s, imported were %d of %s: `lamina template verify %s` tells whether the content is another one, and takes it back into use if not",
-			ErrChanged, name, path, st.Size(), st.ModTime().Format(time.RFC3339Nano), size, time.Unix(0, mtime).Format(time.RFC3339Nano), name)
-	}
-	return nil
-}
-
-// Verify reads a template's whole file and compares it with its digest. An
-// intact file whose time alone changed (a restored backup) counts as imported
-// again. ErrChanged if the content differs.
-func (s *Store) Verify(ctx context.Context, digest string) error {
-	path := s.home.TemplateDisk(digest)
-	before, err := os.Lstat(path)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrChanged, err)
-	}
-	got, err := hashFile(ctx, path)
-	if err != nil {
+	path := s.layerPath(key, parent)
+	if err := s.thaw(path); err != nil {
 		return err
 	}
-	if got != digest {
-		return fmt.Errorf("%w: %s has SHA-256 %s: put the file back as it was; else what its machines read of it is wrong: remove them and the template, and import the image again", ErrChanged, path, got)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("store: %w", err)
 	}
-	_, err = s.db.ExecContext(ctx, `UPDATE templates SET file_size = ?, file_mtime = ? WHERE digest = ?`,
-		before.Size(), before.ModTime().UnixNano(), digest)
-	if err != nil {
-		return fmt.Errorf("state database: %w", err)
+	dir := s.home.Templates()
+	if parent != "" {
+		dir = s.home.Layers()
+	}
+	if err := syncPath(dir); err != nil {
+		return fmt.Errorf("store: %w", err)
 	}
 	return nil
 }

@@ -1,0 +1,173 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
+)
+
+// Flatten gives a machine, which must not run, a disk that needs nothing below.
+// What it lay over goes if nothing else needs it and it is no template. A crash
+// leaves the machine as it was, or with its new disk.
+func (s *Store) Flatten(ctx context.Context, id string, progress func(done, total int64)) (Machine, error) {
+	m, err := s.replaceable(ctx, id, "flattened")
+	if err != nil || m.Digest == "" {
+		return m, err
+	}
+	return s.replaceDisk(ctx, m, "", m.Template, func(path string) error {
+		return s.images.Convert(ctx, s.Disk(m), path, ConvertOptions{}, progress)
+	})
+}
+
+// Rebase puts a machine, which must not run, over another template. Its guest sees the
+// same disk as before: what differs is kept in its own layer. A crash leaves the
+// machine as it was, or over the new template.
+func (s *Store) Rebase(ctx context.Context, id, template string, progress func(done, total int64)) (Machine, error) {
+	m, err := s.replaceable(ctx, id, "rebased")
+	if err != nil {
+		return m, err
+	}
+	t, err := s.Template(ctx, template)
+	if err != nil {
+		return m, err
+	}
+	if t.Digest == m.Digest {
+		return m, nil
+	}
+	what := fmt.Sprintf("rebase machine %s onto %s", m.Name, template)
+	if err := s.Intact(ctx, t.Digest); err != nil {
+		return m, fmt.Errorf("%s: %w", what, err)
+	}
+	n, err := s.depthOf(ctx, s.db, t.Digest)
+	if err == nil && n > api.MaxDepth {
+		err = fmt.Errorf("%w: it lies over %d images: export the template and import it again as one", ErrInvalid, n-1)
+	}
+	if err != nil {
+		return m, fmt.Errorf("%s: %w", what, err)
+	}
+	name := t.Name
+	if name == "" {
+		name = t.Digest
+	}
+	return s.replaceDisk(ctx, m, t.Digest, name, func(path string) error {
+		if err := s.images.Copy(ctx, s.Disk(m), path); err != nil {
+			return err
+		}
+		s.step("disk copied")
+		return s.images.Rebase(ctx, path, backingName(t.Digest, t.Parent), progress)
+	})
+}
+
+// replaceable returns a machine whose disk may be replaced by another one.
+func (s *Store) replaceable(ctx context.Context, id, done string) (Machine, error) {
+	m, err := s.stopped(ctx, id)
+	if err != nil {
+		return m, err
+	}
+	d, err := s.images.Describe(ctx, s.Disk(m))
+	if err != nil {
+		return m, fmt.Errorf("machine %s: %w", m.Name, err)
+	}
+	if d.Snapshots > 0 {
+		return m, fmt.Errorf("machine %s: %w: its disk has %d internal snapshots, which do not survive that it is %s: delete them first (`lamina img snapshot -d`)", m.Name, ErrInvalid, d.Snapshots, done)
+	}
+	return m, nil
+}
+
+// replaceDisk makes another image the machine's own, over the layer base.
+func (s *Store) replaceDisk(ctx context.Context, m Machine, base, template string, build func(path string) error) (Machine, error) {
+	c := diskChange{machine: m.ID, old: m.disk, generation: m.generation + 1, disk: home.DiskName(m.generation + 1)}
+	if err := transact(ctx, s.db, func(tx *sql.Tx) error { return c.insert(ctx, tx) }); err != nil {
+		return m, fmt.Errorf("state database: %w", err)
+	}
+	path := filepath.Join(s.Dir(m.ID), c.disk)
+	s.step("new disk made")
+	err := build(path)
+	if err == nil {
+		err = os.Chmod(path, 0o600)
+	}
+	if err == nil {
+		err = errors.Join(syncPath(path), syncPath(s.Dir(m.ID)))
+	}
+	if err != nil {
+		return m, errors.Join(fmt.Errorf("machine %s: %w", m.Name, err), s.undoReplacement(context.WithoutCancel(ctx), c))
+	}
+	ctx = context.WithoutCancel(ctx)
+	s.step("new disk committed")
+	err = transact(ctx, s.db, func(tx *sql.Tx) error {
+		if err := c.commit(ctx, tx, base); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `UPDATE machines SET template = ? WHERE id = ?`, template, m.ID)
+		return err
+	})
+	if err != nil {
+		_, settled := s.SettleFreeze(ctx, m.ID, "")
+		return m, errors.Join(fmt.Errorf("state database: %w", err), settled)
+	}
+	c.done = true
+	if err := s.finishChange(ctx, c); err != nil {
+		return m, err
+	}
+	return s.Machine(ctx, m.ID)
+}
+
+// BeginStream records that QEMU is about to flatten the disk of a running machine
+// (vm.DiskFlattener), so that the next daemon looks what became of it.
+func (s *Store) BeginStream(ctx context.Context, id string) error {
+	m, err := s.ownDisk(ctx, id)
+	if err != nil {
+		return err
+	}
+	if _, err := s.db.ExecContext(ctx, `UPDATE machines SET streaming = 1 WHERE id = ?`, m.ID); err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	return nil
+}
+
+// EndStream records what QEMU's flattening came to, by what the disk itself says:
+// that it needs nothing below any more, or what it needed before.
+func (s *Store) EndStream(ctx context.Context, id string) (Machine, error) {
+	m, err := s.Machine(ctx, id)
+	if err != nil {
+		return m, err
+	}
+	return s.settleStream(context.WithoutCancel(ctx), m, false)
+}
+
+// settleStream is EndStream; goes says that QEMU may still be at it.
+func (s *Store) settleStream(ctx context.Context, m Machine, goes bool) (Machine, error) {
+	d, err := s.images.Describe(ctx, s.Disk(m))
+	if err != nil {
+		return m, fmt.Errorf("machine %s: %w", m.Name, err)
+	}
+	if d.Backing != "" && goes {
+		return m, nil
+	}
+	base := m.Digest
+	if d.Backing == "" {
+		base = ""
+	}
+	s.step("stream settled")
+	var drop []string
+	err = transact(ctx, s.db, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE machines SET streaming = 0, digest = nullif(?, '') WHERE id = ?`, base, m.ID)
+		if err == nil && m.Digest != base {
+			drop, err = s.markUnneeded(ctx, tx, m.Digest)
+		}
+		return err
+	})
+	if err != nil {
+		return m, fmt.Errorf("state database: %w", err)
+	}
+	if err := s.dropLayers(ctx, drop); err != nil {
+		return m, err
+	}
+	return s.Machine(ctx, m.ID)
+}

@@ -1,0 +1,95 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/lamina-vm/lamina/internal/home"
+)
+
+// shared writes equal content of many files once: the others are names of the
+// first one.
+type shared struct {
+	mu      sync.Mutex // guards what follows, and is held while it is written
+	path    string
+	content []byte
+}
+
+func (s *shared) write(path string, content []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.path != "" && bytes.Equal(s.content, content) {
+		// A file has at most 65,000 names on ext4.
+		if err := os.Link(s.path, path); err == nil {
+			return nil
+		}
+	}
+	if err := writeSparse(path, content); err != nil {
+		return err
+	}
+	s.path, s.content = path, content
+	return nil
+}
+
+// Secrets returns what NewMachine.Secrets was, nil for none, or when the seed has
+// been made.
+func (s *Store) Secrets(id string) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(s.Dir(id), home.SecretsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	return b, nil
+}
+
+// MakeSeed makes the seed image of a machine that was made without, from its
+// secrets, which are then forgotten; at once where it is there. Not for one
+// machine at the same time.
+func (s *Store) MakeSeed(m Machine, build func(secrets []byte) ([]byte, error)) error {
+	path := filepath.Join(s.Dir(m.ID), home.SeedFile)
+	hidden := filepath.Join(s.Dir(m.ID), home.SecretsFile)
+	_, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		err = s.makeSeed(m, path, build)
+	}
+	if err != nil {
+		return fmt.Errorf("seed of machine %s: %w", m.Name, err)
+	}
+	if err := os.Remove(hidden); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("seed of machine %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+func (s *Store) makeSeed(m Machine, path string, build func([]byte) ([]byte, error)) error {
+	secrets, err := s.Secrets(m.ID)
+	if err != nil {
+		return err
+	}
+	content, err := build(secrets)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	s.step("seed written")
+	if err := writeSparse(tmp, content); err != nil {
+		return err
+	}
+	if err := syncPath(tmp); err != nil {
+		return err
+	}
+	s.step("seed renamed")
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(path))
+}

@@ -1,0 +1,160 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/vm"
+)
+
+const unitColumns = `id, template, layer, key, frozen, files, boot_time, agent, created_at, used_at`
+
+func (s *Store) scanUnit(r scanner) (u Unit, err error) {
+	var key, frozen, files []byte
+	var boot, created, used int64
+	if err := r.Scan(&u.ID, &u.Template, &u.Layer, &key, &frozen, &files, &boot, &u.Agent, &created, &used); err != nil {
+		return u, err
+	}
+	for text, v := range map[*[]byte]any{&key: &u.Key, &frozen: &u.Frozen, &files: &u.files} {
+		if err := json.Unmarshal(*text, v); err != nil {
+			return u, fmt.Errorf("warm unit %s: %w", u.ID, err)
+		}
+	}
+	u.BootTime, u.CreatedAt = time.Duration(boot), time.Unix(0, created)
+	if used != 0 {
+		u.UsedAt = time.Unix(0, used)
+	}
+	s.placeUnit(&u)
+	return u, nil
+}
+
+// unit returns a unit in some state.
+func (s *Store) unit(ctx context.Context, id, state string) (Unit, error) {
+	row := s.db.QueryRowContext(ctx, `SELECT `+unitColumns+` FROM units WHERE id = ? AND state = ?`, id, state)
+	u, err := s.scanUnit(row)
+	return u, noRows(err, "warm unit "+id)
+}
+
+// Unit returns the warm unit with this id.
+func (s *Store) Unit(ctx context.Context, id string) (Unit, error) {
+	u, err := s.unit(ctx, id, "ready")
+	if err != nil {
+		return u, err
+	}
+	list, err := s.completeUnits(ctx, []Unit{u})
+	if err != nil {
+		return u, err
+	}
+	return list[0], nil
+}
+
+// Units lists the warm units, oldest first.
+func (s *Store) Units(ctx context.Context) ([]Unit, error) {
+	return s.units(ctx, ``)
+}
+
+// FindUnit returns the units of a template that fit a key, newest first.
+func (s *Store) FindUnit(ctx context.Context, template string, key vm.FrozenKey) ([]Unit, error) {
+	list, err := s.units(ctx, ` AND template = ? AND key_hash = ?`, template, hashKey(key))
+	slices.Reverse(list)
+	return list, err
+}
+
+// unitsOf lists the units of a template.
+func (s *Store) unitsOf(ctx context.Context, template string) ([]Unit, error) {
+	return s.units(ctx, ` AND template = ?`, template)
+}
+
+func (s *Store) units(ctx context.Context, where string, args ...any) ([]Unit, error) {
+	list, err := all(ctx, s.db, s.scanUnit, `SELECT `+unitColumns+` FROM units WHERE state = 'ready'`+where+` ORDER BY created_at, id`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("state database: %w", err)
+	}
+	return s.completeUnits(ctx, list)
+}
+
+// completeUnits adds what other tables and the file system tell.
+func (s *Store) completeUnits(ctx context.Context, list []Unit) ([]Unit, error) {
+	for i := range list {
+		u := &list[i]
+		made, err := all(ctx, s.db, scanText, `SELECT name FROM machines WHERE unit = ? AND state = 'ready' ORDER BY name`, u.ID)
+		if err != nil {
+			return nil, fmt.Errorf("state database: %w", err)
+		}
+		u.Machines = made
+		u.RAMSize, u.DiskSize = allocated(u.RAM)+allocated(u.State), allocated(u.Disk)
+	}
+	return list, nil
+}
+
+// IntactUnit says whether a unit's files and the layers of its disk still are what
+// they were when it was made, as far as size, times and inode tell. ErrChanged if
+// not: a cold start of the template is what is left, if that is intact.
+func (s *Store) IntactUnit(ctx context.Context, id string) error {
+	u, err := s.unit(ctx, id, "ready")
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		what, path string
+		was        print
+	}{{"RAM", u.RAM, u.files.RAM}, {"state", u.State, u.files.State}} {
+		now, err := look(f.path)
+		if err != nil {
+			return fmt.Errorf("%w: the %s file of warm unit %s is gone (%w): %s", ErrChanged, f.what, id, err, unitRemedy(id))
+		}
+		if how := f.was.differs(now); how != "" {
+			return fmt.Errorf("%w: the %s file %s of warm unit %s %s: %s", ErrChanged, f.what, f.path, id, how, unitRemedy(id))
+		}
+	}
+	return s.Intact(ctx, u.Layer)
+}
+
+func unitRemedy(id string) string {
+	return fmt.Sprintf("start cold (--cold), and remove the unit (`lamina prune`) or make it again (`lamina template warm --again`); `lamina template verify` of its template tells whether warm unit %s can still be used", id)
+}
+
+// verifyUnit compares a unit's files, and its layer, with their digests.
+func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
+	files := u.files
+	for _, f := range []struct {
+		what, path, want string
+		p                *print
+		seal             func() (print, error)
+	}{
+		{"RAM", u.RAM, files.RAMHash, &files.RAM, func() (print, error) { return s.sealRAM(u) }},
+		{"state", u.State, files.StateHash, &files.State, func() (print, error) { return s.seal(u.State) }},
+	} {
+		got, _, err := hashStill(ctx, f.path, read)
+		if err != nil {
+			return fmt.Errorf("%w: the %s file of warm unit %s: %w: %s", ErrChanged, f.what, u.ID, err, unitRemedy(u.ID))
+		}
+		if got != f.want {
+			return fmt.Errorf("%w: the %s file %s of warm unit %s has SHA-256 %s: %s", ErrChanged, f.what, f.path, u.ID, got, unitRemedy(u.ID))
+		}
+		if *f.p, err = f.seal(); err != nil {
+			return err
+		}
+	}
+	list, err := s.chain(ctx, s.db, u.Layer)
+	if err != nil {
+		return err
+	}
+	if err := s.verifyLayer(ctx, list[0], func(int) {}); err != nil {
+		return err
+	}
+	if files == u.files {
+		return nil
+	}
+	text, err := json.Marshal(files)
+	if err != nil {
+		return err
+	}
+	if _, err := s.db.ExecContext(ctx, `UPDATE units SET files = ? WHERE id = ?`, string(text), u.ID); err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	return nil
+}
