@@ -71,13 +71,7 @@ func (f *Fetcher) open(ctx context.Context, src source, busy func()) (*slot, err
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("image cache: %w", err)
 	}
-	s := &slot{dir: dir, name: src.fileName()}
-	for _, taken := range []string{"lock", "part", "part.json", "meta.json", "unpacked"} {
-		if s.name == taken {
-			s.name = "image-" + s.name
-			break
-		}
-	}
+	s := &slot{dir: dir, name: slotImage(src.fileName())}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("image cache: %w", err)

@@ -59,6 +59,9 @@ type Options struct {
 	// Statfs stands in for statfs(2) in tests: the bytes that are free, and all.
 	Statfs func(dir string) (free, total int64, err error)
 
+	// Inspect looks into the image of a template; nil means package inspect.
+	Inspect func(ctx context.Context, path, format string) (api.ImageInfo, error)
+
 	// Seed and Watch stand in for seed.Build and boot.Watch in tests.
 	Seed  func(seed.Config) ([]byte, error)
 	Watch func(context.Context, boot.Sources, boot.Options) (boot.Result, error)
@@ -75,6 +78,8 @@ type Daemon struct {
 	idle   idle
 	guard  *guard
 	shares *shares
+	// fetching is held, for reading, while a download is used: it must not go.
+	fetching sync.RWMutex
 
 	// ctx ends when the daemon does. What must not end with the request
 	// that began it runs under ctx; work counts it.
@@ -105,6 +110,9 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	}
 	if o.Fetcher == nil {
 		o.Fetcher = &catalog.Fetcher{Dir: o.Home.Downloads()}
+	}
+	if o.Inspect == nil {
+		o.Inspect = inspectFile
 	}
 	if o.Seed == nil {
 		o.Seed = seed.Build
@@ -140,11 +148,11 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	d.store, err = store.Open(ctx, d.home, store.Options{Log: d.log, Images: d.opts.Images})
+	d.store, err = store.Open(ctx, d.home, store.Options{Log: d.log, Images: d.opts.Images, End: d.endIn})
 	if err != nil {
 		return err
 	}
-	if d.guard, err = newGuard(d); err != nil {
+	if d.guard, err = newGuard(ctx, d); err != nil {
 		return err
 	}
 	if err := d.loadMachines(ctx); err != nil {
@@ -240,6 +248,18 @@ func (d *Daemon) close() {
 	}
 }
 
+// endIn ends the machine that may run in a folder which is about to go.
+func (d *Daemon) endIn(ctx context.Context, dir string) error {
+	killer, ok := d.opts.Driver.(vm.Killer)
+	if !ok {
+		return nil
+	}
+	if err := killer.KillIn(ctx, dir); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+		return err
+	}
+	return nil
+}
+
 // background runs f under the daemon's context; Close waits for it.
 func (d *Daemon) background(f func(ctx context.Context)) {
 	d.work.Go(func() { f(d.ctx) })
@@ -259,6 +279,9 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 		m := d.add(rec)
 		all = append(all, m)
 		if !m.mayRun() {
+			if err := m.settle(ctx, nil, vm.Spec{}); err != nil {
+				d.log.Error("a change of a disk is not settled", "machine", rec.Name, "error", err)
+			}
 			continue
 		}
 		group.Go(func() {

@@ -48,8 +48,8 @@ const (
 	guardAtOnce = 16
 )
 
-func newGuard(d *Daemon) (*guard, error) {
-	l, err := readLimits(d.home)
+func newGuard(ctx context.Context, d *Daemon) (*guard, error) {
+	l, err := d.store.Limits(ctx)
 	return &guard{d: d, nudge: make(chan struct{}, 1), limits: l}, err
 }
 
@@ -59,11 +59,11 @@ func (g *guard) bounds() api.SpaceLimits {
 	return g.limits
 }
 
-func (g *guard) setLimits(l api.SpaceLimits) error {
+func (g *guard) setLimits(ctx context.Context, l api.SpaceLimits) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if err := writeLimits(g.d.home, l); err != nil {
-		return fmt.Errorf("set the bounds of space: %w", err)
+	if err := g.d.store.SetLimits(ctx, l); err != nil {
+		return err
 	}
 	g.limits, g.nextUse = l, time.Time{}
 	g.wake()
@@ -108,7 +108,7 @@ const (
 func (g *guard) look(ctx context.Context) (wait time.Duration, any bool) {
 	wait = guardSlowest
 	limits := g.bounds()
-	quota, quotaWhy := g.quota(limits)
+	quota, quotaWhy := g.quota(ctx, limits)
 	var group sync.WaitGroup
 	defer group.Wait()
 	slots := make(chan struct{}, guardAtOnce)
@@ -149,11 +149,11 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, any bool) {
 }
 
 // quota is what the home's own bound says of all machines.
-func (g *guard) quota(l api.SpaceLimits) (verdict, string) {
+func (g *guard) quota(ctx context.Context, l api.SpaceLimits) (verdict, string) {
 	if l.Quota == 0 {
 		return enough, ""
 	}
-	used := g.measured()
+	used := g.measured(ctx)
 	// Half of what is kept free of a disk, or a twentieth of a small quota.
 	slack := min(defaultMinFree/2, l.Quota/20)
 	switch {
@@ -171,11 +171,15 @@ func overQuota(used, quota int64) string {
 
 // measured is what the home takes; it is measured again after twenty times what
 // that took, so that the measuring never takes more than a twentieth of a processor.
-func (g *guard) measured() int64 {
+func (g *guard) measured(ctx context.Context) int64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if now := time.Now(); !now.Before(g.nextUse) {
-		g.used = measure(g.d.home).total()
+		if u, err := g.d.measure(ctx); err == nil {
+			g.used = u.total()
+		} else if ctx.Err() == nil {
+			g.d.log.Warn("what the home takes is not known", "error", err)
+		}
 		g.nextUse = time.Now().Add(max(20*time.Since(now), guardFastest))
 	}
 	return g.used
@@ -331,7 +335,7 @@ func pauseReason(last store.Last, r *run) string {
 // in the folders of dirs.
 func (g *guard) haveRoom(what string, dirs ...string) error {
 	limits := g.bounds()
-	if v, why := g.quota(limits); v == short {
+	if v, why := g.quota(g.d.ctx, limits); v == short {
 		return noRoom(what, why)
 	}
 	for _, dir := range append([]string{g.d.home.Data}, dirs...) {

@@ -175,17 +175,6 @@ func TestGuardQuota(t *testing.T) {
 	if _, e := x.call("PUT", "/v1/space", api.SpaceLimits{Quota: -1}, nil); e == nil || e.Code != api.CodeInvalid {
 		t.Errorf("a negative quota: %v", e)
 	}
-	if e := os.WriteFile(x.home.SpaceLimits(), []byte("{"), 0o600); e != nil {
-		t.Fatal(e)
-	}
-	x.stop()
-	if _, err := New(t.Context(), x.opts); err == nil || !strings.Contains(err.Error(), "space.json") {
-		t.Errorf("damaged bounds: %v", err)
-	}
-	if err := os.Remove(x.home.SpaceLimits()); err != nil {
-		t.Fatal(err)
-	}
-	x.start()
 }
 
 // TestGuardFileSystem is the guard on a real file system that fills up.

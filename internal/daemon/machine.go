@@ -39,6 +39,8 @@ type machine struct {
 	removed  bool
 	install  *installRun // that is under way, nil where none is
 	gone     bool        // a transient one that has ended
+	// streaming: what its disk lies over is being copied into it while it runs.
+	streaming bool
 }
 
 // run is one life of a machine's process.
@@ -182,7 +184,7 @@ func (m *machine) describeBy(until time.Time) api.Machine {
 		Dir: m.dir, Spec: rec.Spec.WithoutSecrets(), DiskSize: m.d.store.DiskSize(rec), User: rec.User,
 		Stage: rec.Last.Stage, LoginIn: rec.Last.LoginIn, Problem: rec.Last.Problem, Exit: rec.Last.Exit,
 		Definition: shown(rec.Definition), Autostart: rec.Last.Autostart,
-		Labels: rec.Config.Labels,
+		Labels: rec.Config.Labels, Base: rec.Digest, Warmth: rec.Warmth, Identity: rec.Identity,
 	}
 	if r != nil {
 		info := r.vm.Info()
@@ -191,8 +193,8 @@ func (m *machine) describeBy(until time.Time) api.Machine {
 	}
 	out.State = state(rec.Last, r, starting)
 	if r != nil {
-		if why := pauseReason(rec.Last, r); why != "" {
-			out.State, out.PauseReason = api.Paused, why
+		if out.PauseReason = pauseReason(rec.Last, r); out.PauseReason != "" {
+			out.State = api.Paused
 		}
 	}
 	return out
@@ -207,6 +209,17 @@ func shown(d *api.Definition) *api.Definition {
 	install.Spec = install.Spec.WithoutSecrets()
 	out.Install = &install
 	return &out
+}
+
+// state is what the machine does now.
+func (m *machine) state() api.MachineState {
+	m.mu.Lock()
+	last, r, starting := m.rec.Last, m.run, m.starting
+	m.mu.Unlock()
+	if r != nil && pauseReason(last, r) != "" {
+		return api.Paused
+	}
+	return state(last, r, starting)
 }
 
 // state is the one place that says what a machine does.
@@ -257,6 +270,10 @@ func (m *machine) adopt(ctx context.Context) error {
 		return fmt.Errorf("machine %s may still run and cannot be reached (`lamina stop --force %s` ends it): %w", m.name, m.name, err)
 	}
 	m.d.log.Info("taken over", "machine", m.name, "pid", machine.Info().PID)
+	if err := m.settle(ctx, machine, m.known().Spec); err != nil {
+		// It goes on as it is; what uses its disk tries again.
+		m.d.log.Error("a change of a disk is not settled", "machine", m.name, "error", err)
+	}
 	if m.last().Wanted {
 		_ = m.setLast(func(l *store.Last) { l.Wanted = false }) // an error is logged
 	}
@@ -267,7 +284,7 @@ func (m *machine) adopt(ctx context.Context) error {
 		spec = rec.Definition.Install.Spec
 		m.beginInstall()
 	}
-	m.attach(machine, startOptions{}, spec, installing)
+	m.goOnStreaming(m.attach(machine, startOptions{}, spec, installing))
 	return nil
 }
 

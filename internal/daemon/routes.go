@@ -44,6 +44,15 @@ func (d *Daemon) handler() http.Handler {
 		"POST /v1/machines/{name}/detach":    device(d, detach),
 		"POST /v1/machines/{name}/resize":    device(d, resize),
 		"POST /v1/machines/{name}/media":     device(d, media),
+		"POST /v1/templates/{ref}/tag":       d.postTag,
+		"POST /v1/templates/{ref}/export":    d.postExport,
+		"POST /v1/template-from":             d.postTemplateFrom,
+		"GET /v1/lineage":                    d.getLineage,
+		"POST /v1/machines/{name}/clone":     machineStream(d, cloneMachine),
+		"POST /v1/machines/{name}/commit":    machineStream(d, commitMachine),
+		"POST /v1/machines/{name}/flatten":   machineStream(d, flattenMachine),
+		"POST /v1/machines/{name}/rebase":    machineStream(d, rebaseMachine),
+		"POST /v1/prune":                     d.postPrune,
 		"GET /v1/space":                      d.getSpace,
 		"PUT /v1/space":                      d.putSpace,
 		"POST /v1/shutdown":                  d.postShutdown,
@@ -110,7 +119,15 @@ func (d *Daemon) postPull(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (d *Daemon) getTemplates(w http.ResponseWriter, r *http.Request) error {
-	list, err := d.store.Templates(r.Context())
+	all, err := flag(r, "all")
+	if err != nil {
+		return err
+	}
+	look := d.store.Templates
+	if all {
+		look = d.store.Layers
+	}
+	list, err := look(r.Context())
 	if err != nil {
 		return err
 	}
@@ -146,7 +163,10 @@ func (d *Daemon) postVerify(w http.ResponseWriter, r *http.Request) error {
 	}
 	s := newEvents(w)
 	s.send(api.Event{Step: "verify", Text: "reading template " + r.PathValue("ref")})
-	s.done(t, d.store.Verify(r.Context(), t.Digest, nil))
+	err = d.store.Verify(r.Context(), t.Digest, func(done, total int64) {
+		s.progress(api.Event{Step: "verify", Current: done, Total: total})
+	})
+	s.done(t, err)
 	return nil
 }
 
@@ -169,6 +189,8 @@ func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *even
 	if err := d.guard.haveRoom("import " + req.Source); err != nil {
 		return api.Template{}, err
 	}
+	d.fetching.RLock()
+	defer d.fetching.RUnlock()
 	res, err := d.opts.Fetcher.Fetch(ctx, req.Source, catalog.Options{}, s.progress)
 	if err != nil {
 		return api.Template{}, err
@@ -176,7 +198,7 @@ func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *even
 	if res.Note != "" {
 		s.send(api.Event{Warning: res.Note})
 	}
-	in := store.Import{Path: res.Path, Format: req.Format, Source: res.Source, Name: req.Name, User: req.User}
+	in := store.Import{Path: res.Path, Format: req.Format, Source: res.Source, Name: req.Name, User: req.User, Compress: req.Compress}
 	if res.Entry != nil {
 		in.Suggest = res.Entry.Name
 		in.User = cmp.Or(in.User, res.Entry.User)
@@ -186,6 +208,9 @@ func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *even
 	})
 	if err != nil {
 		return t, err
+	}
+	if !cached || t.Info.Table == "" && t.Info.Note == "" {
+		t = d.lookInto(ctx, t)
 	}
 	text := "template " + cmp.Or(t.Name, t.Digest[:12])
 	if cached {

@@ -1,17 +1,13 @@
 package daemon
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
+	"context"
 	"io/fs"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/lamina-vm/lamina/internal/api"
-	"github.com/lamina-vm/lamina/internal/home"
 )
 
 // defaultMinFree is what is kept free where nobody has said otherwise; of a small
@@ -25,58 +21,8 @@ func minFree(set, total int64) int64 {
 	return min(defaultMinFree, total/20)
 }
 
-// readLimits returns what a person has set; zeros are defaults.
-func readLimits(h home.Home) (l api.SpaceLimits, err error) {
-	b, err := os.ReadFile(h.SpaceLimits())
-	if errors.Is(err, fs.ErrNotExist) {
-		return l, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &l)
-	}
-	if err == nil {
-		err = checkLimits(l)
-	}
-	if err != nil {
-		return api.SpaceLimits{}, fmt.Errorf("the bounds of space in %s: %w", h.SpaceLimits(), err)
-	}
-	return l, nil
-}
-
-func checkLimits(l api.SpaceLimits) error {
-	if l.MinFree < 0 || l.Quota < 0 {
-		return api.Errorf(api.CodeInvalid, "space: %d bytes to be kept free and a quota of %d: neither can be negative", l.MinFree, l.Quota)
-	}
-	return nil
-}
-
-// writeLimits replaces them, durably and as a whole.
-func writeLimits(h home.Home, l api.SpaceLimits) error {
-	b, err := json.Marshal(l)
-	if err != nil {
-		return err
-	}
-	path := h.SpaceLimits()
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-func (d *Daemon) getSpace(w http.ResponseWriter, _ *http.Request) error {
-	s, err := d.space()
+func (d *Daemon) getSpace(w http.ResponseWriter, r *http.Request) error {
+	s, err := d.space(r.Context())
 	if err != nil {
 		return err
 	}
@@ -89,10 +35,7 @@ func (d *Daemon) putSpace(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := checkLimits(req); err != nil {
-		return err
-	}
-	if err := d.guard.setLimits(req); err != nil {
+	if err := d.guard.setLimits(r.Context(), req); err != nil {
 		return err
 	}
 	d.log.Info("bounds of space set", "minFree", req.MinFree, "quota", req.Quota)
@@ -100,8 +43,11 @@ func (d *Daemon) putSpace(w http.ResponseWriter, r *http.Request) error {
 }
 
 // space is what the home takes and has now.
-func (d *Daemon) space() (api.Space, error) {
-	u := measure(d.home)
+func (d *Daemon) space(ctx context.Context) (api.Space, error) {
+	u, err := d.measure(ctx)
+	if err != nil {
+		return api.Space{}, err
+	}
 	free, total, err := d.guard.statfs(d.home.Data)
 	if err != nil {
 		return api.Space{}, err
@@ -126,15 +72,15 @@ func (u usage) total() int64 { return u.templates + u.warm + u.machines + u.down
 
 // measure adds up what is allocated. It looks only where Lamina keeps something:
 // a home in one folder may hold other things of a person's.
-func measure(h home.Home) usage {
+func (d *Daemon) measure(ctx context.Context) (usage, error) {
+	u, err := d.store.Usage(ctx)
+	h := d.home
 	return usage{
-		templates: allocatedIn(h.Templates()),
-		warm:      allocatedIn(filepath.Join(h.Data, "warm")),
-		machines:  allocatedIn(h.Machines()),
+		templates: u.Templates, warm: u.Warm, machines: u.Machines,
 		downloads: allocatedIn(h.Downloads()),
 		other: allocatedIn(h.Images()) + allocatedIn(h.Database()) + allocatedIn(h.Database()+"-wal") +
 			allocatedIn(h.Database()+"-shm") + allocatedIn(h.DaemonLog()),
-	}
+	}, err
 }
 
 // allocatedIn adds up what a file, or a folder with all below it, takes; links

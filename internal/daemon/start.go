@@ -60,6 +60,9 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("start %s: %w", m.name, cause(ctx))
 	}
+	if err := m.settle(ctx, nil, vm.Spec{}); err != nil {
+		return nil, fmt.Errorf("start %s: %w", m.name, err)
+	}
 	if err := m.intact(ctx); err != nil {
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}

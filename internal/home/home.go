@@ -99,9 +99,6 @@ func (h Home) Database() string  { return filepath.Join(h.Data, "state.db") }
 // started by themselves.
 func (h Home) Autostarted() string { return filepath.Join(h.Data, "autostarted") }
 
-// SpaceLimits holds the bounds that a person has set of what the home takes.
-func (h Home) SpaceLimits() string { return filepath.Join(h.Data, "space.json") }
-
 // Key is the private SSH key of this home, which its machines let in; the
 // public one lies beside it with ".pub" behind the name.
 func (h Home) Key() string { return filepath.Join(h.Data, "id_ed25519") }

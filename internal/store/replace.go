@@ -131,6 +131,10 @@ func (s *Store) BeginStream(ctx context.Context, id string) error {
 	return nil
 }
 
+// Streaming says whether a flattening of the machine's disk, while it runs, was
+// begun and not ended yet.
+func (m Machine) Streaming() bool { return m.streaming }
+
 // EndStream records what QEMU's flattening came to, by what the disk itself says:
 // that it needs nothing below any more, or what it needed before.
 func (s *Store) EndStream(ctx context.Context, id string) (Machine, error) {

@@ -1,0 +1,199 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/guest/agent"
+	"github.com/lamina-vm/lamina/internal/names"
+	"github.com/lamina-vm/lamina/internal/store"
+	"github.com/lamina-vm/lamina/internal/vm"
+	"github.com/lamina-vm/lamina/internal/vm/qemu"
+)
+
+// cloneMachine makes machines of a machine: its disk becomes a layer that all go on
+// over, the machine itself too.
+func cloneMachine(m *machine, r *http.Request, req api.CloneMachineRequest, s *events) ([]api.Machine, error) {
+	list, err := names.ExpandMachines(req.Names)
+	if err == nil && len(list) == 0 {
+		err = api.Errorf(api.CodeInvalid, "clone: no name given")
+	}
+	if err != nil {
+		return nil, err
+	}
+	made, err := m.clone(r.Context(), list, req, s)
+	if err == nil && req.Start {
+		start := api.CloneRequest{NoWait: req.NoWait, Timeout: req.Timeout}
+		err = m.d.launchAll(r.Context(), made, start, s)
+	}
+	out := make([]api.Machine, 0, len(made))
+	for _, c := range made {
+		out = append(out, c.describe())
+	}
+	return out, err
+}
+
+func (m *machine) clone(ctx context.Context, list []string, req api.CloneMachineRequest, s *events) ([]*machine, error) {
+	r, end, err := m.beginDisk(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	rec := m.known()
+	c := likeMachine(req.MachineConfig, rec.Config)
+	if err := checkConfig(c, len(list)); err != nil {
+		return nil, err
+	}
+	if err := m.d.guard.haveRoom("clone " + m.name); err != nil {
+		return nil, err
+	}
+	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User}, c, req.Start)
+	if err != nil {
+		return nil, err
+	}
+	if note := ksmNote(c, ksmRun); note != "" {
+		s.send(api.Event{Warning: note})
+	}
+	told := func(name string) {
+		s.send(api.Event{Step: "overlay", Machine: name, Text: "machine " + name + " made"})
+	}
+	s.send(api.Event{Step: "freeze", Machine: m.name})
+	var recs []store.Machine
+	if r == nil {
+		_, recs, err = m.d.store.CloneMachine(ctx, m.id, todo, told)
+	} else {
+		recs, err = m.cloneRunning(ctx, r, todo, told)
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.reload())
+	}
+	made := make([]*machine, 0, len(recs))
+	for _, c := range recs {
+		made = append(made, m.d.add(c))
+	}
+	m.d.log.Info("machine cloned", "machine", m.name, "count", len(made), "running", r != nil)
+	return made, m.reload()
+}
+
+// cloneRunning freezes the disk of a machine that goes on. Its guest is asked to
+// write out what it holds first; what it does not, its clones do not have, as after
+// a power failure.
+func (m *machine) cloneRunning(ctx context.Context, r *run, todo []store.NewMachine, told func(string)) ([]store.Machine, error) {
+	snap, ok := r.vm.(vm.DiskSnapshotter)
+	if !ok {
+		return nil, api.Errorf(api.CodeInvalid, "machine %s cannot be cloned while it runs: stop it first", m.name)
+	}
+	drive, err := m.ownDrive(r.runningSpec())
+	if err != nil {
+		return nil, err
+	}
+	f, err := m.d.store.BeginFreeze(ctx, m.id, todo, told)
+	if err != nil {
+		return nil, err
+	}
+	m.syncGuest(ctx, r)
+	err = snap.SnapshotDisks(ctx, map[string]string{drive: f.Overlay})
+	if err == nil {
+		_, made, err := m.d.store.CommitFreeze(ctx, m.id)
+		if err == nil {
+			m.digestLayer(f.Layer)
+			return made, nil
+		}
+		return nil, errors.Join(err, m.settle(ctx, r.vm, r.spec))
+	}
+	// Whichever way it failed: what QEMU writes to now decides.
+	return nil, errors.Join(fmt.Errorf("clone machine %s: %w", m.name, err), m.settle(context.WithoutCancel(ctx), r.vm, r.spec))
+}
+
+// guestSyncTime is how long a guest may take to write out what it holds.
+const guestSyncTime = 10 * time.Second
+
+// syncGuest has the guest write out its caches, where an agent in it answers. Its
+// file systems are not frozen (guest-fsfreeze-freeze): a daemon that dies in between
+// would leave a guest behind that hangs for good, and what a journal protects is
+// whole without.
+func (m *machine) syncGuest(ctx context.Context, r *run) {
+	lamina, qga := agentSockets(m.dir, r.runningSpec())
+	if lamina == "" && qga == "" {
+		return
+	}
+	// An agent that is there answers at once.
+	dial, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	c, err := agent.Dial(dial, lamina, qga)
+	if err != nil {
+		m.d.log.Debug("no agent to write out the caches", "machine", m.name, "error", err)
+		return
+	}
+	defer func() { _ = c.Close() }() // only asked
+	ctx, stop := context.WithTimeout(ctx, guestSyncTime)
+	defer stop()
+	if _, err := c.Run(ctx, "sync", nil); err != nil {
+		m.d.log.Warn("the guest has not written out its caches", "machine", m.name, "error", err)
+	}
+}
+
+// agentSockets are the sockets of a machine's channels to the agents, "" for a channel
+// that it has not.
+func agentSockets(dir string, s vm.Spec) (lamina, qga string) {
+	for i, c := range s.Channels {
+		path := c.Path
+		if path == "" {
+			path = filepath.Join(dir, qemu.ChannelSocket(i))
+		}
+		switch {
+		case c.Type != vm.CharUnix || !c.Listen:
+		case c.Target == vm.ChannelLamina:
+			lamina = path
+		case c.Target == vm.ChannelAgent:
+			qga = path
+		}
+	}
+	return lamina, qga
+}
+
+// digestLayer finds out the digest of a layer that was frozen while its machine ran,
+// in the background.
+func (m *machine) digestLayer(key string) {
+	m.d.background(func(ctx context.Context) {
+		if err := m.d.store.RecordDigest(ctx, key); err != nil && ctx.Err() == nil {
+			m.d.log.Warn("the digest of a layer is not known yet", "layer", key, "error", err)
+		}
+	})
+}
+
+// likeMachine fills in what a person has not said of a clone with what its original
+// was asked to be.
+func likeMachine(c, original api.MachineConfig) api.MachineConfig {
+	pick := func(to *string, from string) {
+		if *to == "" {
+			*to = from
+		}
+	}
+	if c.CPUs == 0 {
+		c.CPUs = original.CPUs
+	}
+	if c.Memory == 0 {
+		c.Memory = original.Memory
+	}
+	pick((*string)(&c.Bus), string(original.Bus))
+	pick((*string)(&c.Cache), string(original.Cache))
+	pick((*string)(&c.Accel), string(original.Accel))
+	pick(&c.Machine, original.Machine)
+	if !c.NoSeed && original.NoSeed && c.Hostname == "" && c.User == "" && c.Password == "" && len(c.UserData) == 0 {
+		c.NoSeed, c.SSHKeys = true, nil
+	}
+	if !c.NoSeed {
+		pick(&c.User, original.User)
+		if len(c.SSHKeys) == 0 {
+			c.SSHKeys = original.SSHKeys
+		}
+	}
+	c.KSM, c.Balloon = c.KSM || original.KSM, c.Balloon || original.Balloon
+	return c
+}
