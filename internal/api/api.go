@@ -29,7 +29,8 @@
 //	GET    /v1/fleets/{name}                 FleetState
 //	POST   /v1/fleets/plan     FleetRequest  FleetPlan
 //	POST   /v1/fleets/apply    FleetRequest  events, result FleetState; goes on when the client goes
-//	DELETE /v1/fleets/{name}?force=1         events; removes its machines too (force: also running ones)
+//	GET    /v1/fleets/{name}/wait            events of what is under way from its first, result FleetState as it is then
+//	DELETE /v1/fleets/{name}?force=1         events; goes on when the client goes; removes its machines too (force: also running ones)
 //	POST   /v1/machines/{name}/fork    ForkRequest          events, result ForkResult
 //	POST   /v1/machines/{name}/clone   CloneMachineRequest  events, result []Machine
 //	POST   /v1/machines/{name}/commit  CommitRequest        events, result Template

@@ -19,11 +19,15 @@ type FleetGroup struct {
 	Name     string `json:"name"`
 	Names    string `json:"names,omitempty"`
 	Template string `json:"template"` // name or digest
-	Count    int    `json:"count"`
+	// Digest is what Template stood for when the fleet was applied last. It is
+	// not read in a request.
+	Digest string `json:"digest,omitempty"`
+	Count  int    `json:"count"`
 	MachineConfig
 	Warm Warm `json:"warm,omitempty"`
 	// Ports are forwards of which each machine gets its own: the host port of
-	// machine i (from 0) is HostPort+i; 0 is chosen at the start.
+	// machine i (from 0) is HostPort+i; 0 is chosen at the start. The
+	// machines of a rollout's surge have those after the last one.
 	Ports []vm.Forward `json:"ports,omitempty"`
 
 	Rollout Rollout `json:"rollout,omitzero"`
@@ -51,7 +55,7 @@ type Health struct {
 // Wave beside each other.
 type FleetStep struct {
 	Wave    int    `json:"wave"`
-	Do      string `json:"do"` // create, start, await, stop, remove, keep
+	Do      string `json:"do"` // stop, remove, label, create, start, await
 	Group   string `json:"group"`
 	Machine string `json:"machine"`
 	Why     string `json:"why"`
@@ -60,7 +64,7 @@ type FleetStep struct {
 // FleetPlan is what an apply would do.
 type FleetPlan struct {
 	Fleet string      `json:"fleet"`
-	Steps []FleetStep `json:"steps"` // without keep: empty means nothing to do
+	Steps []FleetStep `json:"steps"` // empty means nothing to do
 	Kept  int         `json:"kept"`  // machines that stay as they are
 	// Hash of the document and of what was found: an apply may say that it wants
 	// this plan and no other.
@@ -74,13 +78,22 @@ type FleetRequest struct {
 	Hash  string `json:"hash,omitempty"`
 }
 
+// The states of a fleet.
+const (
+	FleetApplied  = "applied"
+	FleetApplying = "applying"
+	FleetRemoving = "removing"
+	FleetFailed   = "failed"
+)
+
 // FleetState is a fleet as it is.
 type FleetState struct {
 	Name string `json:"name"`
-	// State is applied, applying (also after a crash: it is resumed), failed.
+	// State is applied, applying or removing (also after a crash: they are
+	// resumed), failed.
 	State    string    `json:"state"`
 	Problem  string    `json:"problem,omitempty"`
-	Fleet    Fleet     `json:"fleet"` // as applied last
+	Fleet    Fleet     `json:"fleet"` // as applied last, without passwords and user-data
 	Machines []Machine `json:"machines"`
 	Healthy  int       `json:"healthy"`
 	Wanted   int       `json:"wanted"`

@@ -12,9 +12,11 @@ import (
 // and has a few things worth telling; one that says more says it in its log.
 const maxBootEvents = 1000
 
-// bootLog is what happened in one boot, for any number of readers, each of
+// bootLog is what happened in one boot, or in one apply of a fleet, for any number of readers, each of
 // which sees it from the first event.
 type bootLog struct {
+	most int // events that are kept
+
 	mu     sync.Mutex
 	events []api.Event
 	last   boot.Stage
@@ -23,7 +25,7 @@ type bootLog struct {
 	more   chan struct{} // closed at the next change
 }
 
-func newBootLog() *bootLog { return &bootLog{more: make(chan struct{})} }
+func newBootLog() *bootLog { return &bootLog{most: maxBootEvents, more: make(chan struct{})} }
 
 func (l *bootLog) add(e api.Event) {
 	l.mu.Lock()
@@ -31,7 +33,7 @@ func (l *bootLog) add(e api.Event) {
 	if e.Boot != nil {
 		l.last = e.Boot.Stage
 	}
-	if len(l.events) >= maxBootEvents {
+	if len(l.events) >= l.most {
 		return
 	}
 	l.events = append(l.events, e)

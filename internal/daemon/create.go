@@ -159,6 +159,9 @@ func (d *Daemon) newMachines(list []string, t api.Template, c api.MachineConfig,
 	if err := checkLabels(c.Labels); err != nil {
 		return nil, err
 	}
+	if err := noFleetLabels(c.Labels); err != nil {
+		return nil, err
+	}
 	data, err := newUserData(c, cmp.Or(t.Name, t.Digest), len(list))
 	if err != nil {
 		return nil, err

@@ -77,6 +77,7 @@ type Daemon struct {
 	server *http.Server
 	idle   idle
 	guard  *guard
+	fleets fleets
 	shares *shares
 	// fetching is held, for reading, while a download is used: it must not go.
 	fetching sync.RWMutex
@@ -159,6 +160,9 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.background(d.guard.run)
+	if err := d.resumeFleets(ctx); err != nil {
+		return err
+	}
 	if d.opts.Listener == nil {
 		if err := d.listen(); err != nil {
 			return err
@@ -342,7 +346,8 @@ func (d *Daemon) find(ref string) (*machine, error) {
 	return nil, fmt.Errorf("machine %q: %w; `lamina ls` lists the machines", ref, store.ErrNotFound)
 }
 
-// busy counts the machines that run or are on their way.
+// busy counts the machines that run or are on their way, and the fleets that
+// something is done with.
 func (d *Daemon) busy() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -352,5 +357,5 @@ func (d *Daemon) busy() int {
 			n++
 		}
 	}
-	return n
+	return n + d.fleets.active()
 }

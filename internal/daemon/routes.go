@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -17,7 +18,7 @@ import (
 // handler routes the API of package api.
 func (d *Daemon) handler() http.Handler {
 	mux := http.NewServeMux()
-	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) error{
+	routes := map[string]func(http.ResponseWriter, *http.Request) error{
 		"GET /v1/version":                    d.getVersion,
 		"GET /v1/catalog":                    d.getCatalog,
 		"POST /v1/pull":                      d.postPull,
@@ -56,7 +57,9 @@ func (d *Daemon) handler() http.Handler {
 		"GET /v1/space":                      d.getSpace,
 		"PUT /v1/space":                      d.putSpace,
 		"POST /v1/shutdown":                  d.postShutdown,
-	} {
+	}
+	maps.Copy(routes, d.fleetRoutes())
+	for pattern, h := range routes {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := h(w, r); err != nil {
 				d.log.Debug("refused", "method", r.Method, "path", r.URL.Path, "error", err)
