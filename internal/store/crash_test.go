@@ -72,6 +72,8 @@ func workUntilKilled(work string) error {
 			err = install(ctx, s)
 		case "undo":
 			err = undoAll(ctx, s)
+		default:
+			err = workOnLayers(ctx, s, work, dir)
 		case "everything":
 			if _, _, err = s.Import(ctx, Import{Path: image, Name: "one"}, nil); err == nil {
 				err = clone(ctx, s, fmt.Sprintf("m-%d", n), fmt.Sprintf("n-%d", n))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,6 +167,8 @@ func requireWhole(t testing.TB, s *Store) {
 	ctx, h := t.Context(), s.Home()
 	for _, q := range []string{
 		`SELECT name FROM machines WHERE state <> 'ready'`, `SELECT digest FROM templates WHERE state <> 'ready'`,
+		`SELECT id FROM units WHERE state <> 'ready'`, `SELECT machine FROM disk_changes`, `SELECT path FROM exports`,
+		`SELECT digest FROM templates t WHERE ` + unneeded,
 		`SELECT name FROM template_names WHERE digest NOT IN (SELECT digest FROM templates)`,
 		`SELECT path FROM sources WHERE digest NOT IN (SELECT digest FROM templates)`,
 		`SELECT "table" FROM pragma_foreign_key_check`,
@@ -176,19 +179,33 @@ func requireWhole(t testing.TB, s *Store) {
 		}
 	}
 	want := map[string]bool{}
-	templates, err := s.Templates(ctx)
+	layers, err := s.Layers(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tm := range templates {
-		path := h.TemplateDisk(tm.Digest)
+	for _, tm := range layers {
+		path := s.layerPath(tm.Digest, tm.Parent)
 		want[path] = true
 		if st, err := os.Stat(path); err != nil || st.Mode() != 0o444 {
 			t.Errorf("template %s: %v, %v", tm.Name, st, err)
 		}
+		if err := s.Intact(ctx, tm.Digest); err != nil {
+			t.Error(err)
+		}
 		if err := s.Verify(ctx, tm.Digest, nil); err != nil {
 			t.Error(err)
 		}
+	}
+	units, err := s.Units(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range units {
+		want[u.Dir] = true
+		if err := s.IntactUnit(ctx, u.ID); err != nil {
+			t.Error(err)
+		}
+		requireFiles(t, u.Dir, home.RAMFile, home.StateFile)
 	}
 	machines, err := s.Machines(ctx)
 	if err != nil {
@@ -196,23 +213,9 @@ func requireWhole(t testing.TB, s *Store) {
 	}
 	for _, m := range machines {
 		want[s.Dir(m.ID)] = true
-		if m.Definition != nil {
-			if _, err := os.Stat(s.Dir(m.ID)); err != nil {
-				t.Error(err)
-			}
-			continue
-		}
-		for i, content := range []string{"overlay ../../templates/" + m.Digest + ".qcow2 4096\n", "seed of " + m.Name} {
-			got, err := os.ReadFile(m.Spec.Disks[i].Path)
-			if err != nil || string(got) != content {
-				t.Errorf("machine %s: %s: %q, %v; want %q", m.Name, m.Spec.Disks[i].Path, got, err, content)
-			}
-			if st, err := os.Stat(m.Spec.Disks[i].Path); err != nil || st.Mode() != 0o600 {
-				t.Errorf("machine %s: %v, %v", m.Name, st, err)
-			}
-		}
+		requireMachine(t, s, m)
 	}
-	for _, dir := range []string{h.Templates(), h.Machines()} {
+	for _, dir := range []string{h.Templates(), h.Layers(), h.Machines(), h.Warm()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -222,6 +225,60 @@ func requireWhole(t testing.TB, s *Store) {
 				t.Errorf("left behind: %s", path)
 			}
 		}
+	}
+}
+
+// requireMachine checks the files of a machine.
+func requireMachine(t testing.TB, s *Store, m Machine) {
+	t.Helper()
+	if m.Definition != nil {
+		if _, err := os.Stat(s.Dir(m.ID)); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	disk, err := os.ReadFile(m.Spec.Disks[0].Path)
+	if err != nil || m.Spec.Disks[0].Path != s.Disk(m) {
+		t.Errorf("machine %s: its disk %s, in %s: %v", m.Name, m.Spec.Disks[0].Path, s.Disk(m), err)
+	}
+	if m.Digest != "" {
+		tm, err := s.Template(t.Context(), m.Digest)
+		if head := "overlay " + backingName(m.Digest, tm.Parent) + " 4096\n"; err != nil || !strings.HasPrefix(string(disk), head) {
+			t.Errorf("machine %s: %.200q, %v; want %q", m.Name, disk, err, head)
+		}
+	} else if strings.HasPrefix(string(disk), "overlay") {
+		t.Errorf("machine %s: %.200q", m.Name, disk)
+	}
+	files := []string{filepath.Base(s.Disk(m))}
+	if len(m.Spec.Disks) > 1 {
+		files = append(files, home.SeedFile)
+		if got, err := os.ReadFile(m.Spec.Disks[1].Path); err != nil || string(got) != "seed of "+m.Name {
+			t.Errorf("machine %s: %s: %q, %v", m.Name, m.Spec.Disks[1].Path, got, err)
+		}
+	}
+	for _, d := range m.Spec.Disks {
+		if st, err := os.Stat(d.Path); err != nil || st.Mode() != 0o600 {
+			t.Errorf("machine %s: %v, %v", m.Name, st, err)
+		}
+	}
+	requireFiles(t, s.Dir(m.ID), files...)
+}
+
+// requireFiles fails the test unless the folder holds these files of the store, and of
+// those no others.
+func requireFiles(t testing.TB, dir string, names ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	slices.Sort(names)
+	if !slices.Equal(got, names) {
+		t.Errorf("%s holds %q, want %q", dir, got, names)
 	}
 }
 

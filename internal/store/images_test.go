@@ -65,6 +65,18 @@ func TestImportFormats(t *testing.T) {
 			t.Errorf("%s: progress ended at %d of %d", path, last, total)
 		}
 	}
+	// Stored in another way it is another one, which is the same again too.
+	for _, compress := range []string{"zlib", "zstd"} {
+		a, _, err1 := s.Import(t.Context(), Import{Path: raw, Compress: compress}, nil)
+		b, _, err2 := s.Import(t.Context(), Import{Path: v2, Compress: compress}, nil)
+		if err := errors.Join(err1, err2); err != nil || a.Digest != b.Digest || a.Digest == first.Digest || a.Compress != compress {
+			t.Fatalf("%s: %+v, %+v, %v", compress, a, b, err)
+		}
+		qemutest.RequireSame(t, "raw", raw, "qcow2", s.Home().TemplateDisk(a.Digest))
+		if _, cached, err := s.Import(t.Context(), Import{Path: v2, Compress: compress}, nil); err != nil || !cached {
+			t.Errorf("%s again: %v, %v", compress, cached, err)
+		}
+	}
 	disk := s.Home().TemplateDisk(first.Digest)
 	qemutest.RequireClean(t, disk)
 	qemutest.RequireSame(t, "raw", raw, "qcow2", disk)

@@ -33,7 +33,7 @@ func (s *Store) recover(ctx context.Context) error {
 	}{
 		{"machine", `SELECT id FROM machines WHERE state <> 'ready' ORDER BY id`, s.dropHalfMachine},
 		{"warm unit", `SELECT id FROM units WHERE state <> 'ready' ORDER BY id`, s.dropUnit},
-		{"change of a machine's disk", `SELECT machine FROM disk_changes ORDER BY machine`, s.settleStopped},
+		{"change of a machine's disk", `SELECT machine FROM disk_changes UNION SELECT id FROM machines WHERE streaming = 1`, s.settleStopped},
 		// Those of a change that is to be settled yet, and of a unit that is there yet, are
 		// none of these.
 		{"layer", `SELECT digest FROM templates t WHERE state <> 'ready' AND NOT EXISTS (SELECT 1 FROM disk_changes WHERE layer = t.digest)

@@ -143,6 +143,7 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 		return Unit{}, err
 	}
 	u.Frozen, u.Key = f.Frozen, f.Frozen.Key
+	u.Frozen.Spec = f.Frozen.Spec.Clone()
 	s.placeUnit(&u)
 	var files unitFiles
 	disk, _, err := hashStill(ctx, u.Disk, nil)
