@@ -233,7 +233,7 @@ func (s *Store) makeMachineFiles(ctx context.Context, bases map[string]base, mac
 		mu    sync.Mutex // guards first and calls of made
 		first error
 	)
-	secrets := &shared{}
+	like := &alike{}
 	s.step("machine files")
 	for range min(makersAtOnce, len(machines)) {
 		group.Go(func() {
@@ -244,7 +244,7 @@ func (s *Store) makeMachineFiles(ctx context.Context, bases map[string]base, mac
 				}
 				err := ctx.Err()
 				if err == nil {
-					err = s.makeMachine(ctx, bases[list[i].Unit], machines[i], list[i], secrets, len(machines) <= syncEach)
+					err = s.makeMachine(ctx, bases[list[i].Unit], machines[i], list[i], like, len(machines) <= syncEach)
 				}
 				mu.Lock()
 				if err != nil {
@@ -296,14 +296,14 @@ func (s *Store) commitMachines(ctx context.Context, machines []Machine) error {
 }
 
 // makeMachine makes the folder and files of one machine.
-func (s *Store) makeMachine(ctx context.Context, on base, m Machine, n NewMachine, secrets *shared, durable bool) error {
+func (s *Store) makeMachine(ctx context.Context, on base, m Machine, n NewMachine, like *alike, durable bool) error {
 	dir := s.home.Machine(m.ID)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	s.step("machine disk")
 	disk := filepath.Join(dir, m.disk)
-	if err := s.makeOverlay(ctx, disk, on.backing, n.Size, false); err != nil {
+	if err := like.overlay(disk, on.backing, n.Size, func() error { return s.makeOverlay(ctx, disk, on.backing, n.Size, false) }); err != nil {
 		return err
 	}
 	files := []string{disk}
@@ -322,7 +322,7 @@ func (s *Store) makeMachine(ctx context.Context, on base, m Machine, n NewMachin
 	if len(n.Secrets) > 0 {
 		s.step("machine secrets")
 		path := filepath.Join(dir, home.SecretsFile)
-		if err := secrets.write(path, n.Secrets); err != nil {
+		if err := like.secrets(path, n.Secrets); err != nil {
 			return err
 		}
 		files = append(files, path)

@@ -233,6 +233,17 @@ func (s *Store) RemoveMachine(ctx context.Context, id string, also ...string) er
 	return s.removeMachines(ctx, []string{id}, also...)
 }
 
+// RemoveMachines is RemoveMachine for many at once, which costs little more than one.
+func (s *Store) RemoveMachines(ctx context.Context, ids []string) error {
+	ctx = context.WithoutCancel(ctx)
+	for _, id := range ids {
+		if err := s.forgetChange(ctx, id); err != nil {
+			return err
+		}
+	}
+	return s.removeMachines(ctx, ids)
+}
+
 // removeMachines commits the intent, also with what else is to go, and carries
 // it out.
 func (s *Store) removeMachines(ctx context.Context, ids []string, also ...string) error {

@@ -1,39 +1,13 @@
 package store
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/lamina-vm/lamina/internal/home"
 )
-
-// shared writes equal content of many files once: the others are names of the
-// first one.
-type shared struct {
-	mu      sync.Mutex // guards what follows, and is held while it is written
-	path    string
-	content []byte
-}
-
-func (s *shared) write(path string, content []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.path != "" && bytes.Equal(s.content, content) {
-		// A file has at most 65,000 names on ext4.
-		if err := os.Link(s.path, path); err == nil {
-			return nil
-		}
-	}
-	if err := writeSparse(path, content); err != nil {
-		return err
-	}
-	s.path, s.content = path, content
-	return nil
-}
 
 // Secrets returns what NewMachine.Secrets was, nil for none, or when the seed has
 // been made.
