@@ -84,10 +84,14 @@ func concat(lists ...[]string) []string {
 	return out
 }
 
-// runSteps runs functions of the script in the guest.
+// runSteps runs functions of the identity script in the guest.
 func runSteps(ctx context.Context, c *Conn, vars string, steps []string) (said, error) {
-	script := vars + "\n" + squeeze(renewScript) + "\n" + strings.Join(steps, "\n")
-	res, err := c.Run(ctx, script, nil)
+	return runScript(ctx, c, renewScript, vars, steps)
+}
+
+// runScript runs functions of a script that ends with a line "=end".
+func runScript(ctx context.Context, c *Conn, script, vars string, steps []string) (said, error) {
+	res, err := c.Run(ctx, vars+"\n"+squeeze(script)+strings.Join(steps, "\n"), nil)
 	if err != nil {
 		return said{}, err
 	}
