@@ -84,3 +84,11 @@ type PasswordSetter interface {
 	// outlive the run.
 	SetDisplayPassword(ctx context.Context, d DisplayType, password string) error
 }
+
+// Channeled is a [Machine] whose channels have sockets on the host.
+type Channeled interface {
+	// ChannelSocket returns the path of the unix socket by which this process talks
+	// to the guest's end of the channel with that target, "" where there is none. It
+	// takes one client at a time, from the machine's start on.
+	ChannelSocket(target string) string
+}

@@ -303,7 +303,7 @@ func (f *freeze) undo(ctx context.Context, why error) error {
 		err = f.takeOff(ctx)
 	}
 	if err == nil {
-		err = f.m.dropNote(ctx)
+		err = f.m.dropNote(ctx, f.m.change)
 	}
 	if errors.Is(err, vm.ErrNotRunning) {
 		return fmt.Errorf("%w: %w", vm.ErrNotRunning, why)

@@ -24,6 +24,8 @@ import (
 type startRequest struct {
 	Spec vm.Spec
 	Dir  string
+	// Freeze is done to the machine once its starter has told of it.
+	Freeze *vm.FreezeRequest
 }
 
 // starter is another process that starts a machine, says how, and waits to be
@@ -41,6 +43,12 @@ func starter(request string) int {
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(m.Info()); err != nil {
 		return 1
+	}
+	if r.Freeze != nil {
+		if _, err := m.(vm.Freezer).Freeze(context.Background(), *r.Freeze); err != nil {
+			fmt.Println(err)
+			return 1
+		}
 	}
 	time.Sleep(time.Minute)
 	return 1

@@ -126,8 +126,8 @@ func (m *machine) completeJob(ctx context.Context, id string) error {
 }
 
 // dropNote closes the overlays that did not come into use, notes those that did,
-// and ends the note.
-func (m *machine) dropNote(ctx context.Context) error {
+// and ends the note with change.
+func (m *machine) dropNote(ctx context.Context, change func(func(*record)) error) error {
 	m.mu.Lock()
 	n := m.record.Freeze
 	m.mu.Unlock()
@@ -155,7 +155,7 @@ func (m *machine) dropNote(ctx context.Context) error {
 			return err
 		}
 	}
-	return m.change(func(r *record) {
+	return change(func(r *record) {
 		for i, id := range r.DiskIDs {
 			if path := used[id]; path != "" {
 				r.Spec.Disks[i].Path = path
@@ -165,7 +165,8 @@ func (m *machine) dropNote(ctx context.Context) error {
 	})
 }
 
-// recoverFreeze lets a machine go on whose freezer died.
+// recoverFreeze lets a machine go on whose freezer died. The folder's lock must be
+// held.
 func (m *machine) recoverFreeze(ctx context.Context) error {
 	if m.record.Freeze == nil {
 		return nil
@@ -178,5 +179,5 @@ func (m *machine) recoverFreeze(ctx context.Context) error {
 	if err := m.goOn(ctx, m.record.Freeze.Resume); err != nil {
 		return err
 	}
-	return m.dropNote(ctx)
+	return m.dropNote(ctx, m.changeLocked)
 }

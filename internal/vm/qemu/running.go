@@ -25,6 +25,7 @@ var (
 	_ vm.DiskFlattener   = (*machine)(nil)
 	_ vm.DiskSnapshotter = (*machine)(nil)
 	_ vm.Freezer         = (*machine)(nil)
+	_ vm.Channeled       = (*machine)(nil)
 )
 
 // diskID is what QEMU calls a drive of the spec, nicID a card.
@@ -60,6 +61,20 @@ func (m *machine) spec() vm.Spec {
 // RunningSpec implements [vm.Described].
 func (m *machine) RunningSpec() vm.Spec { return m.spec().Clone() }
 
+// ChannelSocket implements [vm.Channeled].
+func (m *machine) ChannelSocket(target string) string {
+	for i, c := range m.spec().Channels {
+		if c.Target != target || c.Type != vm.CharUnix || !c.Listen {
+			continue
+		}
+		if c.Path != "" {
+			return c.Path
+		}
+		return m.socketPath(ChannelSocket(i))
+	}
+	return ""
+}
+
 // findDisk returns a drive by its name, and what QEMU calls it.
 func (m *machine) findDisk(name string) (index int, d vm.Disk, id string, err error) {
 	m.mu.Lock()
@@ -74,6 +89,21 @@ func (m *machine) findDisk(name string) (index int, d vm.Disk, id string, err er
 // change makes a change of the record and writes it: what runs is on record
 // before the caller is told, so that another process adopts it as it is.
 func (m *machine) change(f func(*record)) error {
+	// Under the folder's lock, as the record of a machine that has ended must
+	// not come back.
+	return m.changeUnder(f, func() (func(), error) {
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		return home.LockFolder(ctx, m.dir)
+	})
+}
+
+// changeLocked is change for who holds the folder's lock.
+func (m *machine) changeLocked(f func(*record)) error {
+	return m.changeUnder(f, func() (func(), error) { return func() {}, nil })
+}
+
+func (m *machine) changeUnder(f func(*record), lock func() (unlock func(), err error)) error {
 	m.changeMu.Lock()
 	defer m.changeMu.Unlock()
 	m.mu.Lock()
@@ -86,11 +116,7 @@ func (m *machine) change(f func(*record)) error {
 	// Only these change, so that the others are read without the lock.
 	m.record.Spec, m.record.DiskIDs, m.record.NICIDs, m.record.Freeze = r.Spec, r.DiskIDs, r.NICIDs, r.Freeze
 	m.mu.Unlock()
-	// Under the folder's lock, as the record of a machine that has ended must
-	// not come back.
-	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-	defer cancel()
-	unlock, err := home.LockFolder(ctx, m.dir)
+	unlock, err := lock()
 	if err != nil {
 		return err
 	}
