@@ -14,6 +14,8 @@ packages=(
   gcc libc6-dev
   # the test guests' builders
   mmdebstrap fakeroot busybox-static cpio zstd dosfstools mtools e2fsprogs fdisk gdisk syslinux syslinux-common
+  # makers of the file systems that a look into an image finds
+  xfsprogs btrfs-progs f2fs-tools ntfs-3g squashfs-tools
   # readers of what we write
   genisoimage xorriso isolinux openssl systemd cryptsetup-bin
   # the tests' ordinary user

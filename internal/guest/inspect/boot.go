@@ -61,8 +61,12 @@ func findLoader(p part) (arch string, err error) {
 	}
 	t := tree.Tree{FS: f}
 	for _, l := range loaders {
-		if ok, err := t.IsFile("EFI/BOOT/" + l.name); err != nil || ok {
-			return l.arch, err
+		ok, err := t.IsFile("EFI/BOOT/" + l.name)
+		if err != nil {
+			return "", err
+		}
+		if ok {
+			return l.arch, nil
 		}
 	}
 	names, err := t.Match("EFI/BOOT", "BOOT*.EFI")

@@ -75,7 +75,7 @@ func LookFile(ctx context.Context, path, format string) (res Result, err error) 
 func Look(ctx context.Context, r io.ReaderAt, size int64) (Result, error) {
 	bounded, cancel := context.WithTimeoutCause(ctx, Timeout, errTimeout)
 	defer cancel()
-	l := &look{d: newDisk(bounded, r, size), esp: map[int]bool{}}
+	l := newLook(bounded, r, size)
 	l.run()
 	if ctx.Err() != nil {
 		return Result{}, context.Cause(ctx)
@@ -101,6 +101,10 @@ type look struct {
 	info   api.ImageInfo
 	traces Traces
 	notes  []string
+}
+
+func newLook(ctx context.Context, r io.ReaderAt, size int64) *look {
+	return &look{d: newDisk(ctx, r, size), esp: map[int]bool{}}
 }
 
 // maxNotes bounds what there is to say of one image.

@@ -1,7 +1,9 @@
 package inspect
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 
@@ -125,4 +127,25 @@ func machineID(s string) string {
 		return ""
 	}
 	return id
+}
+
+// ErrNotGeneral is wrapped by what CheckGeneral returns for an image that has
+// something of one machine left.
+var ErrNotGeneral = errors.New("the image has something of one machine left")
+
+// CheckGeneral looks into an image file, as [File], and returns nil where nothing
+// of one machine's own is left in it: after it was generalised. The error wraps
+// [ErrNotGeneral] and names what is left, or says why that cannot be seen.
+func CheckGeneral(ctx context.Context, path, format string) error {
+	res, err := LookFile(ctx, path, format)
+	if err != nil {
+		return err
+	}
+	if !res.Traces.Read {
+		return fmt.Errorf("%s: whether it was generalised cannot be seen: %s", path, res.Traces.Why)
+	}
+	if left := res.Traces.Left(); len(left) > 0 {
+		return fmt.Errorf("%s: %w: %s", path, ErrNotGeneral, strings.Join(left, ", "))
+	}
+	return nil
 }

@@ -228,12 +228,19 @@ func (f *FS) inode(id tree.ID) (inode, error) {
 func (f *FS) inodeTable(group int64) (int64, error) {
 	perBlock := f.blockSize / f.descSize
 	meta := group / perBlock
-	block := f.firstData + 1 + meta
+	super := f.firstData
+	if f.blockSize == superOffset {
+		super = 1 // also with bigalloc, where the first data block is 0
+	}
+	block := super + 1 + meta
 	if f.firstMetaBG >= 0 && meta >= f.firstMetaBG {
 		first := meta * perBlock
 		block = f.firstData + first*f.blocksPerGroup
 		if f.sparse(first) {
 			block++
+		}
+		if first == 0 {
+			block += super - f.firstData
 		}
 	}
 	d := make([]byte, f.descSize)
