@@ -19,6 +19,7 @@ import (
 	"github.com/lamina-vm/lamina/internal/cli"
 	"github.com/lamina-vm/lamina/internal/client"
 	"github.com/lamina-vm/lamina/internal/daemon"
+	"github.com/lamina-vm/lamina/internal/fleet/document"
 	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/tool/virtinstall"
 	"github.com/lamina-vm/lamina/internal/virtctl"
@@ -62,9 +63,12 @@ var tools = map[string]func(args []string) int{
 	client.ToolVerbs:       verbs,
 }
 
-// verbs is lamina over the machines of a libvirt.
+// verbs is lamina over the machines of a libvirt, or of the documents of fleets.
 func verbs(args []string) int {
-	return cli.Over(args, func(ctx context.Context, uri string) (cli.Backend, error) { return virtctl.Open(ctx, uri) })
+	return cli.Over(args, cli.Heavy{
+		Open:      func(ctx context.Context, uri string) (cli.Backend, error) { return virtctl.Open(ctx, uri) },
+		ReadFleet: document.Read,
+	})
 }
 
 // install is virt-install.

@@ -52,13 +52,13 @@ type app struct {
 	quiet   bool
 	warned  sync.Map // what warnings were about
 	uri     string   // of --connect
-	open    OpenFunc // nil: laminad runs what needs it
+	heavy   Heavy    // what of it is nil laminad has
 	// entered: a verb has begun its work; errors before that are of usage.
 	entered bool
 }
 
-func newApp(stdin, stdout, stderr *os.File, open OpenFunc) *app {
-	return &app{stdin: stdin, stdout: stdout, stderr: stderr, open: open, display: progress.For(stderr)}
+func newApp(stdin, stdout, stderr *os.File, heavy Heavy) *app {
+	return &app{stdin: stdin, stdout: stdout, stderr: stderr, heavy: heavy, display: progress.For(stderr)}
 }
 
 // main runs the verb that args name and returns the exit status.

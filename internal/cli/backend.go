@@ -88,8 +88,8 @@ func (a *app) backend(ctx context.Context) (Backend, error) {
 	if uri == "" {
 		return a.connect(ctx)
 	}
-	if a.open == nil {
+	if a.heavy.Open == nil {
 		return nil, client.Exec(client.ToolVerbs, os.Args[1:]...)
 	}
-	return a.open(ctx, uri)
+	return a.heavy.Open(ctx, uri)
 }

@@ -2,9 +2,9 @@
 // their help. It is a client: of the daemon, or of what [Options] give it.
 //
 // Two programs link it. Command lamina is [Main], which starts in 2 ms and
-// therefore links nothing heavy; a verb that is given a libvirt by --connect is
-// run by laminad, which lamina becomes for it (client.Exec), as the same verb
-// over another [Backend].
+// therefore links nothing heavy; a verb that is given a libvirt by --connect, or the
+// document of a fleet, is run by laminad, which lamina becomes for it (client.Exec),
+// as the same verb with what is [Heavy].
 package cli
 
 import (
@@ -37,13 +37,18 @@ func Main(args []string) int {
 			return tool(client.ToolInstall, args[2:])
 		}
 	}
-	return newApp(os.Stdin, os.Stdout, os.Stderr, nil).main(args[1:])
+	return newApp(os.Stdin, os.Stdout, os.Stderr, Heavy{}).main(args[1:])
 }
 
-// Over is lamina with the words args over the machines that open gives, for the
-// URI of --connect.
-func Over(args []string, open OpenFunc) int {
-	return newApp(os.Stdin, os.Stdout, os.Stderr, open).main(args)
+// Heavy is what only laminad links.
+type Heavy struct {
+	Open      OpenFunc
+	ReadFleet FleetFunc
+}
+
+// Over is lamina with the words args and all that is heavy.
+func Over(args []string, h Heavy) int {
+	return newApp(os.Stdin, os.Stdout, os.Stderr, h).main(args)
 }
 
 // tool becomes a tool that is linked into laminad.

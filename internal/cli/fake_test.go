@@ -26,6 +26,7 @@ type fakeDaemon struct {
 	mu        sync.Mutex
 	templates []api.Template
 	machines  []*api.Machine
+	fleets    []api.FleetState
 	sshPort   int
 	end       chan struct{}
 	home      home.Home
@@ -131,6 +132,7 @@ func (d *fakeDaemon) routes() http.Handler {
 		return nil
 	})
 	d.layerRoutes(handle)
+	d.fleetRoutes(handle)
 	d.machineRoutes(handle)
 	return mux
 }

@@ -20,7 +20,7 @@ func testRoot(t *testing.T) *cobra.Command {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = null.Close() })
-	return newRoot(newApp(null, null, null, nil))
+	return newRoot(newApp(null, null, null, Heavy{}))
 }
 
 // walk calls f for every verb.
@@ -139,7 +139,7 @@ func TestEveryDataVerbHasJSON(t *testing.T) {
 	for _, path := range []string{"run", "clone", "pull", "ls", "info", "start", "stop", "kill", "version", "attach", "detach", "resize", "media", "events", "check", "explain",
 		"snapshot list", "snapshot create",
 		"commit", "flatten", "rebase", "prune", "space",
-		"template import", "template ls", "template info", "template tree", "template tag", "template create"} {
+		"fleet plan", "fleet apply", "fleet ls", "fleet info", "fleet wait", "template import", "template ls", "template info", "template tree", "template tag", "template create"} {
 		cmd, _, err := root.Find(strings.Fields(path))
 		if err != nil {
 			t.Fatal(err)

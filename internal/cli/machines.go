@@ -71,8 +71,9 @@ func matchOne(kind, word string, known []string) ([]string, error) {
 }
 
 func listVerb(kind string) string {
-	if kind == "template" {
-		return "lamina template ls"
+	switch kind {
+	case "template", "fleet":
+		return "lamina " + kind + " ls"
 	}
 	return "lamina ls"
 }

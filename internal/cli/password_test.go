@@ -47,7 +47,7 @@ func TestPasswordInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	asked := make(chan error, 1)
 	go func() {
-		_, err := newApp(slave, null, null, nil).askPassword(ctx, "the guest")
+		_, err := newApp(slave, null, null, Heavy{}).askPassword(ctx, "the guest")
 		asked <- err
 	}()
 	for end := time.Now().Add(5 * time.Second); echo(); time.Sleep(time.Millisecond) {

@@ -3,18 +3,23 @@ package cli
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/lamina-vm/lamina/internal/client"
+	"github.com/lamina-vm/lamina/internal/fleet/document"
 	"github.com/lamina-vm/lamina/internal/scripttest"
 )
 
 func TestMain(m *testing.M) {
 	// lamina becomes laminad by this program's path, and a name of the tool.
 	if base := filepath.Base(os.Args[0]); os.Getenv("LAMINA_HOME") != "" && !strings.HasSuffix(os.Args[0], "/"+base) {
+		if base == client.ToolVerbs && slices.Contains(os.Args, "fleet") {
+			os.Exit(Over(os.Args[1:], Heavy{ReadFleet: document.Read}))
+		}
 		switch base {
 		case client.ToolInstall, client.ToolVirtInstall, client.ToolVerbs:
 			_, _ = os.Stdout.WriteString(base + ": " + strings.Join(os.Args[1:], " ") + "\n  -n, --name NAME\n  --os-variant, --osinfo OS\n")

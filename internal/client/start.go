@@ -274,7 +274,7 @@ func ToolOutput(ctx context.Context, name string, args ...string) ([]byte, error
 const (
 	ToolVirtInstall = "virt-install"   // the drop-in, under its own name
 	ToolInstall     = "lamina install" // the same
-	ToolVerbs       = "lamina-libvirt" // the verbs of lamina that were given a libvirt
+	ToolVerbs       = "lamina-libvirt" // the verbs of lamina that were given a libvirt, or a fleet's document
 )
 
 // findDaemon returns the laminad that belongs to this program: the one beside

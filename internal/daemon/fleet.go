@@ -237,6 +237,10 @@ func (d *Daemon) postFleetApply(w http.ResponseWriter, r *http.Request) error {
 func (d *Daemon) followFleet(w http.ResponseWriter, r *http.Request, name string, work *fleetWork) {
 	s := newEvents(w)
 	err := work.log.follow(r.Context(), s.send)
+	if d.ctx.Err() != nil {
+		// Cut off, the client asks the next daemon, which goes on.
+		panic(http.ErrAbortHandler)
+	}
 	if err == nil {
 		<-work.done
 		var state api.FleetState
