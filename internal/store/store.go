@@ -41,6 +41,9 @@ var (
 	ErrInvalid  = errors.New("not valid")
 	// ErrChanged: a template's file is not what was imported.
 	ErrChanged = errors.New("template was changed behind the store's back")
+	// ErrUnitChanged: a file of a warm unit is not what was frozen. The template
+	// below may be intact, so that a cold start is left.
+	ErrUnitChanged = errors.New("warm unit was changed behind the store's back")
 )
 
 // Store is the templates and machines of one home. One process at a time may

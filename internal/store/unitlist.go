@@ -91,8 +91,8 @@ func (s *Store) completeUnits(ctx context.Context, list []Unit) ([]Unit, error) 
 }
 
 // IntactUnit says whether a unit's files and the layers of its disk still are what
-// they were when it was made, as far as size, times and inode tell. ErrChanged if
-// not: a cold start of the template is what is left, if that is intact.
+// they were when it was made, as far as size, times and inode tell. ErrUnitChanged if
+// not: a cold start of the template is left. ErrChanged if it is the template.
 func (s *Store) IntactUnit(ctx context.Context, id string) error {
 	u, err := s.unit(ctx, id, "ready")
 	if err != nil {
@@ -104,18 +104,23 @@ func (s *Store) IntactUnit(ctx context.Context, id string) error {
 	}{{"RAM", u.RAM, u.files.RAM}, {"state", u.State, u.files.State}} {
 		now, err := look(f.path)
 		if err != nil {
-			return fmt.Errorf("%w: the %s file of warm unit %s is gone (%w): %s", ErrChanged, f.what, id, err, unitRemedy(id))
+			return fmt.Errorf("%w: the %s file of warm unit %s is gone (%w): %s", ErrUnitChanged, f.what, id, err, unitRemedy)
 		}
 		if how := f.was.differs(now); how != "" {
-			return fmt.Errorf("%w: the %s file %s of warm unit %s %s: %s", ErrChanged, f.what, f.path, id, how, unitRemedy(id))
+			return fmt.Errorf("%w: the %s file %s of warm unit %s %s: %s", ErrUnitChanged, f.what, f.path, id, how, unitRemedy)
 		}
 	}
-	return s.Intact(ctx, u.Layer)
+	list, err := s.chain(ctx, s.db, u.Layer)
+	if err != nil {
+		return err
+	}
+	if err := s.intact(ctx, list[0]); err != nil {
+		return fmt.Errorf("%w: its disk: %s", ErrUnitChanged, err)
+	}
+	return s.Intact(ctx, u.Template)
 }
 
-func unitRemedy(id string) string {
-	return fmt.Sprintf("start cold (--cold), and remove the unit (`lamina prune`) or make it again (`lamina template warm --again`); `lamina template verify` of its template tells whether warm unit %s can still be used", id)
-}
+const unitRemedy = "start cold (--cold), and make the unit again (`lamina template warm --again`; `lamina prune` removes this one); `lamina template verify` tells whether it can still be used"
 
 // verifyUnit compares a unit's files, and its layer, with their digests.
 func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
@@ -130,10 +135,10 @@ func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
 	} {
 		got, _, err := hashStill(ctx, f.path, read)
 		if err != nil {
-			return fmt.Errorf("%w: the %s file of warm unit %s: %w: %s", ErrChanged, f.what, u.ID, err, unitRemedy(u.ID))
+			return fmt.Errorf("%w: the %s file of warm unit %s: %w: %s", ErrUnitChanged, f.what, u.ID, err, unitRemedy)
 		}
 		if got != f.want {
-			return fmt.Errorf("%w: the %s file %s of warm unit %s has SHA-256 %s: %s", ErrChanged, f.what, f.path, u.ID, got, unitRemedy(u.ID))
+			return fmt.Errorf("%w: the %s file %s of warm unit %s has SHA-256 %s: %s", ErrUnitChanged, f.what, f.path, u.ID, got, unitRemedy)
 		}
 		if *f.p, err = f.seal(); err != nil {
 			return err
@@ -144,7 +149,7 @@ func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
 		return err
 	}
 	if err := s.verifyLayer(ctx, list[0], func(int) {}); err != nil {
-		return err
+		return fmt.Errorf("%w: its disk: %w", ErrUnitChanged, err)
 	}
 	if files == u.files {
 		return nil
