@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
@@ -126,6 +127,7 @@ func (m *machine) flatten(ctx context.Context, s *events) error {
 	if err != nil {
 		return err
 	}
+	end = sync.OnceFunc(end)
 	defer end()
 	if m.known().Digest == "" {
 		return nil
@@ -151,7 +153,6 @@ func (m *machine) flatten(ctx context.Context, s *events) error {
 	}
 	m.setStreaming(true)
 	end()
-	end = func() {}
 	return m.stream(ctx, r, progress)
 }
 

@@ -31,6 +31,9 @@ type fakeDriver struct {
 	note string        // RunInfo.AccelNote
 	slow time.Duration // a start takes that long
 	fail error         // a start fails
+	// snapshot fails one of disks; flatten, if not nil, is waited for.
+	snapshot error
+	flatten  chan struct{}
 
 	mu       sync.Mutex
 	running  map[string]*fakeMachine // by folder

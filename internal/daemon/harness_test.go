@@ -55,8 +55,11 @@ func serve(t testing.TB, o Options) *tester {
 		x.home = shortHome(t)
 	}
 	x.opts.Home = x.home
-	if x.opts.Images == nil {
+	switch x.opts.Images.(type) {
+	case nil:
 		x.opts.Images = fakeImages{}
+	case realImages:
+		x.opts.Images = nil
 	}
 	if x.opts.Fetcher == nil {
 		x.opts.Fetcher = fakeFetcher{}
