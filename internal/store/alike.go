@@ -1,7 +1,7 @@
 package store
 
 import (
-	"bytes"
+	"crypto/sha256"
 	"os"
 	"sync"
 )
@@ -15,9 +15,8 @@ type alike struct {
 	backing string
 	size    int64
 	image   []byte
-	// The secrets in the file path.
-	path   string
-	hidden []byte
+	// secret has the path of a file by the SHA-256 of the secrets in it.
+	secret map[[sha256.Size]byte]string
 }
 
 // mostAlike bounds what is kept of an image, in bytes.
@@ -55,15 +54,17 @@ func (a *alike) overlay(path, backing string, size int64, build func() error) er
 func (a *alike) secrets(path string, content []byte) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.path != "" && bytes.Equal(a.hidden, content) {
-		// A file has at most 65,000 names on ext4.
-		if err := os.Link(a.path, path); err == nil {
-			return nil
-		}
+	sum := sha256.Sum256(content)
+	// A file has at most 65,000 names on ext4.
+	if first := a.secret[sum]; first != "" && os.Link(first, path) == nil {
+		return nil
 	}
 	if err := writeSparse(path, content); err != nil {
 		return err
 	}
-	a.path, a.hidden = path, content
+	if a.secret == nil {
+		a.secret = make(map[[sha256.Size]byte]string)
+	}
+	a.secret[sum] = path
 	return nil
 }

@@ -208,6 +208,9 @@ func TestMigrate(t *testing.T) {
 			if err := s.Intact(t.Context(), tm.Digest); !errors.Is(err, ErrChanged) {
 				t.Errorf("touched: %v", err)
 			}
+			if err := s.Verify(t.Context(), tm.Digest, nil); err != nil {
+				t.Error(err)
+			}
 			if _, err := s.Define(t.Context(), newDefinition(dir)); err != nil {
 				t.Error(err)
 			}
