@@ -167,6 +167,19 @@ func (m *machine) digestLayer(key string) {
 	})
 }
 
+// digestLayers does so for the layers that an earlier daemon has left without.
+func (d *Daemon) digestLayers(ctx context.Context) {
+	keys, err := d.store.Undigested(ctx)
+	for _, key := range keys {
+		if err = d.store.RecordDigest(ctx, key); err != nil {
+			break // what keeps one from being read is likely to keep the others
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("the digests of some layers are not known yet", "error", err)
+	}
+}
+
 // likeMachine fills in what a person has not said of a clone with what its original
 // was asked to be.
 func likeMachine(c, original api.MachineConfig) api.MachineConfig {

@@ -160,6 +160,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.background(d.guard.run)
+	d.background(d.digestLayers)
 	if err := d.resumeFleets(ctx); err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func TestTemplates(t *testing.T) {
 	qemutest.IO(t, "qcow2", x.disk("web"), "write -P 0x22 1M 1M")
 	var v2 api.Template
 	x.must(x.stream("POST", "/v1/machines/web/commit", api.CommitRequest{Name: "v2"}, &v2))
-	base := x.template("base")
+	base := x.layerOf("base")
 	if v2.Name != "v2" || v2.Parent != base.Digest || v2.Kind != api.LayerTemplate || x.machine("web").Base != v2.Digest || x.machine("web").Template != "v2" {
 		t.Errorf("committed: %+v, the machine lies over %s", v2, x.machine("web").Base)
 	}
@@ -117,7 +117,7 @@ func TestTemplates(t *testing.T) {
 	if _, e := x.call("POST", "/v1/templates/base/tag", api.TagRequest{Name: "first"}, nil); e != nil {
 		t.Error(e)
 	}
-	if _, e := x.call("POST", "/v1/templates/v2/tag", api.TagRequest{Name: "base", Move: true}, &tagged); e != nil || tagged.Digest != v2.Digest || x.template("first").Digest != base.Digest {
+	if _, e := x.call("POST", "/v1/templates/v2/tag", api.TagRequest{Name: "base", Move: true}, &tagged); e != nil || tagged.Digest != v2.Digest || x.layerOf("first").Digest != base.Digest {
 		t.Errorf("a name that is moved: %+v, %v", tagged, e)
 	}
 	if _, e := x.call("DELETE", "/v1/templates/first", nil, nil); e == nil || e.Code != api.CodeInUse {
@@ -160,7 +160,7 @@ func TestTemplates(t *testing.T) {
 	}
 }
 
-func (x *tester) template(ref string) (t api.Template) {
+func (x *tester) layerOf(ref string) (t api.Template) {
 	x.Helper()
 	if _, e := x.call("GET", "/v1/templates/"+ref, nil, &t); e != nil {
 		x.Fatal(e)
@@ -210,7 +210,7 @@ func TestCloneMachine(t *testing.T) {
 	}
 	qemutest.IO(t, "qcow2", x.disk("web"), "write -P 0x33 2M 1M")
 	x.holds("c-2", "read -P 0x11 0 1M", "read -P 0x22 1M 1M", "read -P 0 2M 1M")
-	frozen := x.template(made[0].Base)
+	frozen := x.layerOf(made[0].Base)
 	if frozen.Kind != api.LayerFrozen || len(frozen.Machines) != 4 {
 		t.Errorf("the layer: %+v", frozen)
 	}
