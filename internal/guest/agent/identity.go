@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -21,11 +22,11 @@ type Identity struct {
 	// MachineID is 32 hexadecimal digits, lower case: see [NewMachineID].
 	MachineID string
 	HostKeys  HostKeys
-	// Plug, if not nil, is called when the guest is somebody else already and
-	// before its network is brought up: it plugs in the cards and the seed, or
-	// their cables. Without it they must be there when Renew is called, and a guest
-	// that was not prepared (see [Prepare]) may ask for an address as who it
-	// was.
+	// Plug, if not nil, is called when the guest has its new name and before its
+	// cards are waited for: it plugs in the cards and the seed, or the cards' cables.
+	// Without it they must be there, or come while Renew is under way, and the guest may
+	// ask for an address under its old name. That of its card it uses in any
+	// case.
 	Plug func(context.Context) error
 	// NetworkTimeout is how long each of the cards may take to get an address;
 	// 0 is 30 s. A card that gets none is an error.
@@ -81,6 +82,17 @@ func (id Identity) validate() error {
 func (id Identity) byCloudInit() bool {
 	s := id.Seed
 	return len(s.UserData) > 0 || len(s.MetaData) > 0 || len(s.NetworkConfig) > 0
+}
+
+// macs are the cards' addresses as a kernel writes them.
+func (id Identity) macs() []string {
+	var out []string
+	for _, m := range id.Seed.MACs {
+		if hw, err := net.ParseMAC(m); err == nil { // Validate has seen it
+			out = append(out, hw.String())
+		}
+	}
+	return out
 }
 
 func (id Identity) networkTimeout() time.Duration {

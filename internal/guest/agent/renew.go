@@ -11,17 +11,29 @@ import (
 	"time"
 )
 
-//go:embed scripts/renew.sh
-var renewScript string
+var (
+	//go:embed scripts/renew.sh
+	renewScript string
+	//go:embed scripts/network.sh
+	networkScript string
+	//go:embed scripts/cards.sh
+	cardsScript string
+	//go:embed scripts/dhcp.sh
+	dhcpScript string
+	//go:embed scripts/report.sh
+	reportScript string
+	//go:embed scripts/cloudinit.sh
+	cloudInitScript string
+)
 
 // Renew gives the guest at the other end another identity and returns what it
 // says of itself, which has been checked against what was asked: an error that
 // is an [ErrMismatch] says what differs. It may be called again after an error.
 //
-// The guest is asked once; twice where Plug is set, and once more where its
-// cloud-init has something to do, which takes as long as it takes: an
-// [ErrUserData] comes with a valid Report. Log files, an RSA host key and the
-// login prompt follow in the background.
+// One script does it all but for the wait for the cards' addresses and what the guest's
+// cloud-init has to do, which takes as long as it takes: an [ErrUserData] comes
+// with a valid Report. Log files, an RSA host key and the login prompt follow in
+// the background.
 func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
 	if err := id.validate(); err != nil {
 		return Report{}, err
@@ -30,63 +42,48 @@ func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	// The network takes longest, so it begins as soon as the guest knows by which
-	// name to ask.
-	first := []string{"renew_random", "renew_machine_id", "renew_hostname"}
-	rest := []string{"renew_clock", "keep_instance", "renew_ssh", "renew_user"}
-	if id.byCloudInit() {
-		rest = []string{"renew_clock", "renew_ssh", "renew_user"}
+	steps := []string{"renew_random", "renew_machine_id", "renew_hostname"}
+	// Its addresses come by what the person's configuration says, if there is one.
+	macs := id.macs()
+	if len(id.Seed.NetworkConfig) > 0 {
+		macs = nil
 	}
-	network := []string{"start_network"}
-	last := []string{"start_cards", "report", "later"}
-	if len(id.Seed.MACs) == 0 || len(id.Seed.NetworkConfig) > 0 {
-		network, last = nil, []string{"report", "later"}
+	if len(macs) > 0 {
+		steps = append(steps, "network")
 	}
-	if id.Plug == nil {
-		steps := concat(first, network, rest, last)
-		return id.finish(ctx, c, vars, steps)
+	steps = append(steps, "renew_clock", "renew_ssh", "renew_user")
+	if !id.byCloudInit() {
+		steps = append(steps, "keep_instance")
 	}
-	s, err := runSteps(ctx, c, vars, concat(first, rest, []string{"report"}))
-	if err == nil {
-		_, err = s.check(id, false)
-	}
+	steps = append(steps, "report", "later")
+	s, err := runScript(ctx, c, renewScript+networkScript+reportScript, vars, steps)
 	if err != nil {
 		return Report{}, err
 	}
-	if err := id.Plug(ctx); err != nil {
-		return Report{}, err
-	}
-	return id.finish(ctx, c, vars, concat(network, last))
-}
-
-// finish runs the last steps of the identity, and what cloud-init has to do.
-func (id Identity) finish(ctx context.Context, c *Conn, vars string, steps []string) (Report, error) {
-	s, err := runSteps(ctx, c, vars, steps)
+	r, err := s.check(id)
 	if err != nil {
 		return Report{}, err
 	}
-	r, err := s.check(id, true)
-	if err != nil || !id.byCloudInit() {
-		return r, err
+	if id.Plug != nil {
+		if err := id.Plug(ctx); err != nil {
+			return Report{}, err
+		}
 	}
-	s, err = runSteps(ctx, c, vars, []string{"cloud_init", "report"})
+	if len(macs) > 0 {
+		w := cardWait{c: c, macs: macs, manager: s.one("network"), timeout: id.networkTimeout()}
+		if r.Addresses, err = w.wait(ctx); err != nil {
+			return Report{}, err
+		}
+	}
+	r.At = time.Now()
+	if !id.byCloudInit() {
+		return r, nil
+	}
+	s, err = runScript(ctx, c, renewScript+cloudInitScript+reportScript, vars, []string{"cloud_init", "report"})
 	if err != nil {
 		return r, fmt.Errorf("%w: %w", ErrUserData, err)
 	}
 	return s.afterCloudInit(r)
-}
-
-func concat(lists ...[]string) []string {
-	var out []string
-	for _, l := range lists {
-		out = append(out, l...)
-	}
-	return out
-}
-
-// runSteps runs functions of the identity script in the guest.
-func runSteps(ctx context.Context, c *Conn, vars string, steps []string) (said, error) {
-	return runScript(ctx, c, renewScript, vars, steps)
 }
 
 // runScript runs functions of a script that ends with a line "=end".
@@ -142,10 +139,6 @@ func (id Identity) variables(now time.Time) (string, error) {
 	for _, k := range s.SSHKeys {
 		keys = append(keys, strings.TrimSpace(k))
 	}
-	macs := make([]string, len(s.MACs))
-	for i, m := range s.MACs {
-		macs[i] = strings.ToLower(strings.ReplaceAll(m, "-", ":"))
-	}
 	var b strings.Builder
 	for _, v := range [][2]string{
 		{"host", host},
@@ -153,13 +146,12 @@ func (id Identity) variables(now time.Time) (string, error) {
 		{"machine_id", id.MachineID},
 		{"instance_id", s.InstanceID},
 		{"random", randomHex(64)},
-		{"random_seed", randomHex(256)},
+		{"random_seed", randomHex(64)},
 		{"now", fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond())},
 		{"user", s.User},
 		{"hash", hash},
 		{"ssh_keys", strings.Join(keys, "\n")},
-		{"macs", strings.Join(macs, " ")},
-		{"patience", fmt.Sprint(int(id.networkTimeout() / (100 * time.Millisecond)))},
+		{"macs", strings.Join(id.macs(), " ")},
 		// A UUID but for its last digit, the card's number.
 		{"uuid", uuidOf(NewMachineID())[:35]},
 		{"ed25519", ed},

@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,16 +65,6 @@ func (s said) noiseText() string {
 // report is what the guest says, as it is.
 func (s said) report(at time.Time) Report {
 	r := Report{Hostname: printable(s.one("hostname")), MachineID: printable(s.one("machine-id")), At: at}
-	for _, a := range s.values["address"] {
-		_, text, _ := strings.Cut(a, " ")
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			continue
-		}
-		if ip := p.Addr(); !ip.IsLoopback() && !ip.IsLinkLocalUnicast() && !slices.Contains(r.Addresses, ip.String()) {
-			r.Addresses = append(r.Addresses, ip.String())
-		}
-	}
 	for _, k := range s.values["key"] {
 		r.HostKeys = append(r.HostKeys, printable(k))
 	}
@@ -90,9 +79,8 @@ func printable(v string) string {
 	return v
 }
 
-// check holds what the guest says against what it was to become. Its addresses
-// count where network is set.
-func (s said) check(id Identity, network bool) (Report, error) {
+// check holds what the guest says against what it was to become.
+func (s said) check(id Identity) (Report, error) {
 	r := s.report(time.Now())
 	var errs []error
 	differ := func(what, got, want string) {
@@ -111,9 +99,6 @@ func (s said) check(id Identity, network bool) (Report, error) {
 	}
 	if _, none := s.values["nossh"]; !none {
 		errs = append(errs, s.checkKeys(id, r.HostKeys))
-	}
-	if network && len(id.Seed.MACs) > 0 && len(id.Seed.NetworkConfig) == 0 && len(r.Addresses) == 0 {
-		errs = append(errs, errors.New("it has no address"))
 	}
 	for _, p := range s.values["problem"] {
 		errs = append(errs, errors.New(printable(clip(p))))
@@ -151,6 +136,7 @@ func (s said) checkKeys(id Identity, got []string) error {
 // report that was checked.
 func (s said) afterCloudInit(before Report) (Report, error) {
 	r := s.report(time.Now())
+	r.Addresses = before.Addresses
 	if r.MachineID != before.MachineID {
 		return before, fmt.Errorf("%w: the machine-id is %q after its cloud-init ran, not %q", ErrUserData, clip(r.MachineID), before.MachineID)
 	}

@@ -116,7 +116,7 @@ func (t cpuTime) idleShare(before cpuTime) uint64 {
 // The card and the seed should have been unplugged. Afterwards the guest is of
 // use only for [Renew].
 func Prepare(ctx context.Context, c *Conn) error {
-	s, err := runScript(ctx, c, renewScript+"\n"+prepareScript, "", []string{"prepare"})
+	s, err := runScript(ctx, c, renewScript+networkScript+prepareScript, "", []string{"prepare"})
 	if err != nil {
 		return fmt.Errorf("prepare the guest: %w", err)
 	}

@@ -1,5 +1,5 @@
 # Makes a booted guest one that any number of machines go on from. Comes behind
-# renew.sh, whose functions it uses.
+# renew.sh and network.sh, whose functions it uses.
 
 # learn keeps what would take long to find out in each machine.
 learn() {
@@ -7,21 +7,29 @@ learn() {
     fact_network=
     who_manages
     echo "fact_network=$fact_network" >$state/facts
-    for f in /run/cloud-init/instance-data-sensitive.json; do
-        [ -r $f ] && command -v python3 >/dev/null && python3 -c 'import json, shlex, sys; d = json.load(open(sys.argv[1])); c = d.get("merged_system_cfg") or d.get("merged_cfg") or {}; u = c.get("system_info", {}).get("default_user", {}); g = u.get("groups", []); g = g.split(",") if isinstance(g, str) else g; [print("fact_%s=%s" % (k, shlex.quote(v))) for k, v in (("user", u.get("name", "")), ("shell", u.get("shell", "")), ("groups", " ".join(x.strip() for x in g)))]' $f >>$state/facts
-    done
+    [ -r /etc/cloud/cloud.cfg ] && command -v python3 >/dev/null && python3 -c 'import shlex; from cloudinit import util; u = util.read_conf_with_confd("/etc/cloud/cloud.cfg").get("system_info", {}).get("default_user", {}); g = u.get("groups") or []; g = g.split(",") if isinstance(g, str) else g; [print("fact_%s=%s" % (k, shlex.quote(v))) for k, v in (("user", u.get("name") or ""), ("shell", u.get("shell") or ""), ("groups", " ".join(x.strip() for x in g)))]' >>$state/facts
 }
 
-# quiet stops what would begin by itself in each machine: the network, which
-# must not ask for an address by the name that all of them have, and timers,
-# which come back when the machines have been up for a while, not all at once.
+# quiet stops what would begin by itself in each machine: timers come back when
+# the machines have been up for a while, not all at once. The network takes any card
+# that comes, by the card's own address.
 quiet() {
-    case $fact_network in
-    networkd) systemctl stop systemd-networkd.socket systemd-networkd.service ;;
-    networkmanager) systemctl stop NetworkManager ;;
-    esac
     [ -d /run/systemd/system ] || return 0
-    rm -rf /run/systemd/netif/leases/* /var/lib/systemd/network/*
+    forget_cards
+    case $fact_network in
+    networkd)
+        mkdir -p /run/systemd/network
+        networkd_file "Type=ether" >/run/systemd/network/10-lamina.network
+        networkctl reload
+        ;;
+    networkmanager)
+        mkdir -p /run/NetworkManager/system-connections
+        umask 077
+        nm_file lamina "" 6c616d69-6e61-4000-8000-6e6574000000 >/run/NetworkManager/system-connections/lamina.nmconnection
+        umask 022
+        nmcli connection reload
+        ;;
+    esac
     timers=
     for t in $(systemctl list-units --type=timer --state=active --no-legend --plain --no-pager | cut -d ' ' -f 1); do
         timers="$timers $t"
@@ -35,8 +43,7 @@ quiet() {
 
 # forget removes what each machine gets anew, and what nobody may read.
 forget() {
-    rm -f /var/lib/dhcp/*.leases /var/lib/dhclient/* /var/lib/NetworkManager/*lease* /var/lib/NetworkManager/secret_key \
-        /root/.bash_history /root/.ash_history
+    rm -f /root/.bash_history /root/.ash_history
     modprobe -q -a virtio_net virtio_blk isofs 2>/dev/null
 }
 
@@ -69,10 +76,6 @@ warm() {
         p=$(command -v $p) && [ -r "$p" ] && cat "$p" >/dev/null
     done
     [ ! -d /run/systemd/system ] || systemctl is-active lamina-agent >/dev/null
-    case $fact_network in
-    networkd) cat /lib/systemd/systemd-networkd /usr/bin/networkctl >/dev/null ;;
-    networkmanager) NetworkManager --version >/dev/null ;;
-    esac
     [ ! -x /usr/sbin/useradd ] || useradd --help >/dev/null
     sync
 }

@@ -1,5 +1,5 @@
-# Gives a guest another identity. The host puts assignments before this, and
-# behind it calls of the functions below. It runs in dash, bash and busybox's
+# Gives a guest another identity. The host puts assignments before this, what
+# else it needs of the scripts behind it, and calls of the functions at the end. It runs in dash, bash and busybox's
 # ash. Every program that is started costs 10 to 30 ms where the CPU is emulated, so
 # builtins and redirections do what they can. Comments and indentation are not sent.
 #
@@ -11,6 +11,8 @@ newline='
 tab='	'
 state=/run/lamina-agent
 [ ! -r $state/facts ] || . $state/facts
+
+relabel_now() { [ ! -e /sys/fs/selinux/enforce ] || restorecon -R "$@"; }
 
 problem() { echo "=problem $*"; }
 
@@ -269,197 +271,6 @@ keep_instance() {
     [ ! -f /run/cloud-init/.instance-id ] || echo "$instance_id" >/run/cloud-init/.instance-id
 }
 
-# cloud_init has the guest's cloud-init take the seed of the new instance,
-# as a first boot does. The host keys stay unless the user-data brings others.
-cloud_init() {
-    i=0
-    if [ -d /lib/lamina ]; then
-        KEEP_HOST_KEYS=1 /lib/lamina/seed >/dev/null 2>&1
-        /lib/lamina/run-scripts >/dev/null 2>&1
-        read -r id </var/lib/lamina/instance-id
-        [ "$id" = "$instance_id" ] || problem "no seed for the instance $instance_id was found"
-        return
-    fi
-    if ! command -v cloud-init >/dev/null; then
-        problem "it has no cloud-init"
-        return
-    fi
-    until [ -e /dev/disk/by-label/cidata ] || [ -e /dev/disk/by-label/CIDATA ] || [ $i -ge 100 ]; do
-        sleep 0.1
-        i=$((i + 1))
-    done
-    [ $i -lt 100 ] || problem "there is no drive with a seed"
-    mkdir -p /run/cloud-init
-    echo "ssh_deletekeys: false" >>/run/cloud-init/cloud.cfg
-    rm -f /var/lib/cloud/instance /run/cloud-init/.instance-id /run/cloud-init/result.json
-    out=/dev/console
-    { : >$out; } 2>/dev/null || out=/dev/null
-    for stage in "init --local" init "modules --mode=config" "modules --mode=final"; do
-        cloud-init $stage </dev/null >$out 2>&1 || problem "cloud-init $stage did not succeed: see /var/log/cloud-init.log in the guest"
-    done
-    if [ -r /run/cloud-init/result.json ]; then
-        while IFS= read -r line || [ -n "$line" ]; do echo "=result $line"; done </run/cloud-init/result.json
-    fi
-    id=
-    [ ! -r /var/lib/cloud/data/instance-id ] || read -r id </var/lib/cloud/data/instance-id
-    [ "$id" = "$instance_id" ] || problem "cloud-init took the instance ${id:-of none}, not $instance_id"
-    # The new instance may have brought other keys.
-    reload_sshd
-}
-
-# --- network -----------------------------------------------------------------
-
-# who_manages sets fact_network where the guest was not prepared.
-who_manages() {
-    [ -z "$fact_network" ] || return 0
-    if [ -x /lib/lamina/dhcp ]; then
-        fact_network=small
-    elif active NetworkManager; then
-        fact_network=networkmanager
-    elif active systemd-networkd; then
-        fact_network=networkd
-    elif [ -d /etc/network ] && command -v ifup >/dev/null; then
-        fact_network=ifupdown
-    elif command -v dhclient >/dev/null; then
-        fact_network=dhclient
-    else
-        fact_network=udhcpc
-    fi
-}
-
-# find_card MAC sets card.
-find_card() {
-    for d in /sys/class/net/*; do
-        [ -r "$d/address" ] || continue
-        read -r address <"$d/address"
-        [ "$address" != "$1" ] || [ -e "$d/master" ] || { card=${d##*/}; return 0; }
-    done
-    return 1
-}
-
-# start_network tells what manages the network of the new cards, and lets it
-# begin. It forgets the leases and the names by which others asked for theirs.
-start_network() {
-    who_manages
-    n=0
-    case $fact_network in
-    networkd)
-        rm -f /etc/systemd/network/*-cloud-init-*.network /run/systemd/network/*-cloud-init-*.network \
-            /run/systemd/network/10-netplan-* /etc/systemd/network/10-lamina-* /run/systemd/netif/leases/*
-        mkdir -p /run/systemd/network
-        plan="network:$newline  version: 2$newline  ethernets:$newline"
-        for mac in $macs; do
-            networkd_file="[Match]${newline}MACAddress=$mac$newline$newline[Network]${newline}DHCP=ipv4${newline}LinkLocalAddressing=ipv6$newline$newline[DHCP]${newline}RouteMetric=$((100 + n))${newline}UseMTU=true"
-            if [ -d /etc/netplan ]; then
-                plan="$plan    card$n:$newline      match:$newline        macaddress: \"$mac\"$newline      dhcp4: true$newline"
-                echo "$networkd_file" >/run/systemd/network/10-netplan-card$n.network
-            else
-                echo "$networkd_file" >/etc/systemd/network/10-lamina-card$n.network
-            fi
-            n=$((n + 1))
-        done
-        if [ -d /etc/netplan ]; then
-            umask 077
-            printf %s "$plan" >/etc/netplan/50-cloud-init.yaml
-            umask 022
-        fi
-        systemctl --no-block restart systemd-networkd.socket systemd-networkd.service
-        ;;
-    networkmanager)
-        rm -f /etc/NetworkManager/system-connections/cloud-init-* /run/NetworkManager/system-connections/cloud-init-* \
-            /etc/sysconfig/network-scripts/ifcfg-eth* /etc/sysconfig/network-scripts/ifcfg-en* \
-            /var/lib/NetworkManager/*.lease /var/lib/NetworkManager/*lease* /var/lib/NetworkManager/secret_key
-        umask 077
-        for mac in $macs; do
-            echo "[connection]${newline}id=cloud-init card$n${newline}uuid=${uuid}$n${newline}type=ethernet${newline}autoconnect-priority=120$newline$newline[ethernet]${newline}mac-address=$mac$newline$newline[ipv4]${newline}method=auto$newline$newline[ipv6]${newline}method=auto" \
-                >/etc/NetworkManager/system-connections/cloud-init-card$n.nmconnection
-            n=$((n + 1))
-        done
-        umask 022
-        relabel_now /etc/NetworkManager/system-connections
-        systemctl --no-block restart NetworkManager
-        ;;
-    ifupdown | dhclient)
-        rm -f /var/lib/dhcp/*.leases /var/lib/dhcp/*.lease /var/lib/dhclient/*
-        ;;
-    esac
-}
-
-# start_cards MAC... begins DHCP where nobody waits for cards, and waits until
-# each has an address or the time is over.
-start_cards() {
-    for mac in $macs; do
-        i=0
-        until find_card "$mac"; do
-            [ $i -lt 100 ] || break
-            [ $((i % 20)) -ne 0 ] || [ -e /run/udev/control ] || modprobe -q -a virtio_net e1000 2>/dev/null
-            sleep 0.1
-            i=$((i + 1))
-        done
-        if [ $i -ge 100 ]; then
-            problem "it has no card with the address $mac"
-            continue
-        fi
-        case $fact_network in
-        small) udhcpc -q -n -t 10 -T 1 -s /lib/lamina/dhcp -i "$card" ;;
-        ifupdown)
-            [ -d /etc/network/interfaces.d ] && echo "auto $card${newline}iface $card inet dhcp" >/etc/network/interfaces.d/50-cloud-init
-            ifup "$card" || dhclient "$card" || udhcpc -q -n -i "$card"
-            ;;
-        dhclient) dhclient "$card" ;;
-        udhcpc) ip link set "$card" up && udhcpc -q -n -t 10 -T 1 -i "$card" ;;
-        esac </dev/null >/dev/null 2>&1
-        wait_card "$mac"
-    done
-}
-
-# has_lease: systemd-networkd's leases are files; a look at them starts nothing.
-has_lease() {
-    if [ "$fact_network" = networkd ] && [ -d /run/systemd/netif/links ]; then
-        read -r index <"/sys/class/net/$card/ifindex" && [ -s "/run/systemd/netif/leases/$index" ]
-    else
-        case $(ip -o -4 addr show dev "$card" 2>/dev/null) in
-        *" inet "*) ;;
-        *) return 1 ;;
-        esac
-    fi
-}
-
-# A card may get another name meanwhile.
-wait_card() {
-    i=0
-    until find_card "$1" && has_lease 2>/dev/null; do
-        if [ $i -ge "$patience" ]; then
-            problem "its card $1 got no address"
-            return
-        fi
-        sleep 0.1
-        i=$((i + 1))
-    done
-}
-
-# --- what it says of itself --------------------------------------------------
-
-relabel_now() { [ ! -e /sys/fs/selinux/enforce ] || restorecon -R "$@"; }
-
-report() {
-    read -r line </proc/sys/kernel/hostname && echo "=hostname $line"
-    read -r line </etc/machine-id && echo "=machine-id $line"
-    for f in /etc/ssh/ssh_host_*_key.pub; do
-        [ -r "$f" ] && read -r kind key rest <"$f" && echo "=key $kind $key"
-    done
-    [ -d /etc/ssh ] || [ -d /etc/dropbear ] || echo "=nossh"
-    for f in /etc/dropbear/dropbear_*_host_key; do
-        [ -r "$f" ] && dropbearkey -y -f "$f" | while read -r kind key rest; do
-            case $kind in ssh-* | ecdsa-*) echo "=key $kind $key" ;; esac
-        done
-    done
-    ip -o addr show 2>/dev/null | while read -r number card family address rest; do
-        [ "$card" = lo ] || echo "=address $family $address"
-    done
-    echo "=end"
-}
-
 # --- what may come later -----------------------------------------------------
 
 # later does what nobody waits for, and asks for little of the CPU: log files
@@ -468,6 +279,7 @@ report() {
 later() {
     (
         read -r pid rest </proc/self/stat && renice -n 10 -p "$pid"
+        sleep 3
         [ -z "$relabel" ] || relabel_now $relabel
         for p in /proc/[0-9]*; do
             read -r name <"$p/comm" && case $name in
