@@ -43,6 +43,10 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > d.size-int64(len(p)) {
 		return 0, fmt.Errorf("%d bytes at %d: %w", len(p), off, errOutside)
 	}
+	// Also for pages at hand: over few of them, much can be asked.
+	if d.ctx.Err() != nil {
+		return 0, context.Cause(d.ctx)
+	}
 	n := 0
 	for n < len(p) {
 		at := (off + int64(n)) / pageSize * pageSize
@@ -58,9 +62,6 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 func (d *disk) page(at int64) ([]byte, error) {
 	if page, ok := d.pages[at]; ok {
 		return page, nil
-	}
-	if err := context.Cause(d.ctx); err != nil {
-		return nil, err
 	}
 	page := make([]byte, min(pageSize, d.size-at))
 	if d.left -= int64(len(page)); d.left < 0 {

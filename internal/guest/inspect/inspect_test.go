@@ -252,6 +252,26 @@ func TestNamed(t *testing.T) {
 	}
 }
 
+// A system in a file system that is not read: its boot partition has its name. And
+// one that was not unmounted.
+func TestBootMenuAndDirty(t *testing.T) {
+	disk := table(t, 160*mib, "label: gpt\nstart=1M, size=20M\nstart=24M, size=128M\n")
+	boot := files{"loader/entries/x-6.5.6-300.fc39.x86_64.conf": "title Fedora Linux (6.5.6-300.fc39.x86_64) 39\x07 (Cloud Edition)\nversion 6.5.6\n", "loader/entries/a.txt": "title no"}
+	copy(disk[mib:], ext(t, 16*mib, "ext4", boot))
+	btrfs := blank(t, 128*mib)
+	tool(t, "", "mkfs.btrfs", "-q", btrfs)
+	copy(disk[24*mib:], read(t, btrfs))
+	want := `partition 1 boots "Fedora Linux (6.5.6-300.fc39.x86_64) 39 (Cloud Edition)"; partition 2 is btrfs, into which this does not look`
+	if i := lookAt(t, disk).Info; i.Note != want || i.OS != "" {
+		t.Errorf("%+v", i)
+	}
+	path := extFile(t, 16*mib, "ext4", system())
+	tool(t, "", "debugfs", "-w", "-R", "ssv state 0", path)
+	if i := lookIn(t, path).Info; i.OS != "debian12" || i.Note != "the disk was not unmounted: what only its journal holds is not seen" {
+		t.Errorf("%+v", i)
+	}
+}
+
 func TestDisc(t *testing.T) {
 	dir := files{"boot.img": strings.Repeat("x", 2048), "efi.img": strings.Repeat("y", 4096)}.write(t)
 	iso := filepath.Join(t.TempDir(), "iso")

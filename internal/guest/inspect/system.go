@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"strings"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/guest/inspect/extfs"
@@ -73,9 +74,32 @@ func (l *look) findSystem() (*tree.Tree, release) {
 			if opaque[v.Type] {
 				l.note("%s is %s, into which this does not look", volumeName(v), v.Type)
 			}
+			l.bootMenu(v)
 		}
 	}
 	return root, rel
+}
+
+// bootMenu says what a boot partition calls the system that cannot be seen: the
+// titles of its entries, in the form of the Boot Loader Specification.
+func (l *look) bootMenu(v api.ImagePart) {
+	t, _, err := l.openTree(v)
+	if err != nil {
+		return
+	}
+	for _, dir := range []string{"loader/entries", "boot/loader/entries"} {
+		entries, err := t.Match(dir, "*.conf")
+		if err != nil {
+			return // that it cannot be read has been said
+		}
+		for _, name := range entries {
+			for line := range strings.Lines(text(t, name, maxReleaseLen)) {
+				if title, ok := strings.CutPrefix(line, "title "); ok && clean([]byte(title)) != "" {
+					l.note("%s boots %q", volumeName(v), clean([]byte(title)))
+				}
+			}
+		}
+	}
 }
 
 // maxReleaseLen bounds os-release, in bytes.
