@@ -132,9 +132,6 @@ func (m *machine) runGeneralise(ctx context.Context, guest vm.Machine, spec vm.S
 		if output, err = agentGeneralise(ctx, dir, spec, token); err != nil {
 			return nil, err
 		}
-		if err := guest.Shutdown(ctx); err != nil && !errors.Is(err, vm.ErrNotRunning) {
-			return nil, err
-		}
 	}
 	exit, err := guest.Wait(ctx)
 	switch {
@@ -151,7 +148,8 @@ func (m *machine) runGeneralise(ctx context.Context, guest vm.Machine, spec vm.S
 	return tailOf(guest.SerialLog()), nil
 }
 
-// agentGeneralise runs the script by an agent, in a guest without cloud-init.
+// agentGeneralise runs the script by an agent, in a guest without cloud-init. The
+// guest goes off by itself then, as an orderly shutdown would store a random seed.
 func agentGeneralise(ctx context.Context, dir string, spec vm.Spec, token string) ([]byte, error) {
 	lamina, qga := agentSockets(dir, spec)
 	c, err := agent.Dial(ctx, lamina, qga)
@@ -159,7 +157,7 @@ func agentGeneralise(ctx context.Context, dir string, spec vm.Spec, token string
 		return nil, fmt.Errorf("the image has no cloud-init, and %w: install one of them in it", err)
 	}
 	defer func() { _ = c.Close() }() // the guest goes off
-	script, err := generalise.Script(generalise.Options{Token: token})
+	script, err := generalise.Script(generalise.Options{Token: token, PowerOff: true, Detach: true})
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,9 @@ type Options struct {
 	// end, so that nothing can write what was removed. Without it the caller has
 	// to see to that.
 	PowerOff bool
+	// Detach, with PowerOff, ends the script with its report; the guest goes off
+	// some seconds later. For an agent, which could not hand the report on else.
+	Detach bool
 	// Console has the report written to /dev/console and the first serial port,
 	// too.
 	Console bool
@@ -54,7 +57,7 @@ func Script(o Options) (string, error) {
 		}
 		return "no"
 	}
-	return fmt.Sprintf("#!/bin/sh\ntoken=%s poweroff=%s console=%s caches=%s\n%s", o.Token, yes(o.PowerOff), yes(o.Console), yes(o.Caches), script), nil
+	return fmt.Sprintf("#!/bin/sh\ntoken=%s poweroff=%s detach=%s console=%s caches=%s\n%s", o.Token, yes(o.PowerOff), yes(o.Detach), yes(o.Console), yes(o.Caches), script), nil
 }
 
 // UserData returns user-data with which a boot of an image that has cloud-init

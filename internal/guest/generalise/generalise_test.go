@@ -221,7 +221,7 @@ func TestScriptRefusesTokens(t *testing.T) {
 
 func TestUserDataIsAScript(t *testing.T) {
 	b, err := UserData("abc")
-	if err != nil || !strings.HasPrefix(string(b), "#!/bin/sh\ntoken=abc poweroff=yes console=yes caches=no\n") {
+	if err != nil || !strings.HasPrefix(string(b), "#!/bin/sh\ntoken=abc poweroff=yes detach=no console=yes caches=no\n") {
 		t.Errorf("%v: %.80s", err, b)
 	}
 	if len(b) > 16<<10 {

@@ -1,6 +1,6 @@
 # Takes from a system what must not be the same in two machines that are made of
 # its image. Runs as root, in any POSIX shell with busybox's tools. What comes
-# before sets token, poweroff, console and caches, see Options in generalise.go;
+# before sets token, poweroff, detach, console and caches, see Options in generalise.go;
 # LAMINA_ROOT is another root folder, for tests, where no program of it is run.
 export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 umask 022
@@ -237,20 +237,35 @@ readonly_root() {
     done </proc/mounts
     return 1
 }
-(echo u >/proc/sysrq-trigger) 2>/dev/null || mount -o remount,ro / 2>/dev/null || :
-n=0
-until readonly_root; do
-    n=$((n + 1))
-    if [ $n -gt 30 ]; then
-        say "kept / cannot be made read-only before the power off"
-        break
-    fi
-    sleep 1
-done
-sync
+still() {
+    (echo u >/proc/sysrq-trigger) 2>/dev/null || mount -o remount,ro / 2>/dev/null || :
+    n=0
+    until readonly_root; do
+        n=$((n + 1))
+        if [ $n -gt 30 ]; then
+            say "kept / cannot be made read-only before the power off"
+            break
+        fi
+        sleep 1
+    done
+    sync
+}
+off() {
+    (echo o >/proc/sysrq-trigger) 2>/dev/null || poweroff -f
+    # The power goes in a moment; what waits for this script must not go on.
+    sleep 60
+    poweroff -f
+    sleep 600
+}
+if [ "$detach" = yes ]; then
+    say "done"
+    (
+        sleep 3
+        still
+        off
+    ) </dev/null >/dev/null 2>&1 &
+    exit 0
+fi
+still
 say "done"
-(echo o >/proc/sysrq-trigger) 2>/dev/null || poweroff -f
-# The power goes in a moment; what waits for this script must not go on.
-sleep 60
-poweroff -f
-sleep 600
+off
