@@ -55,14 +55,23 @@ func takeLock(ctx context.Context, path string, serves func() bool) (*os.File, e
 	return f, nil
 }
 
-// answers says whether somebody listens on a unix socket.
+// answers says whether a daemon serves a unix socket. That somebody listens does not
+// tell it: what a killed daemon was just about to run has its socket, and its
+// lock, for a moment.
 func answers(path string) bool {
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err != nil {
 		return false
 	}
-	_ = conn.Close() // nothing was said
-	return true
+	defer func() { _ = conn.Close() }() // only asked
+	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return false
+	}
+	if _, err := conn.Write([]byte("GET /v1/version HTTP/1.0\r\n\r\n")); err != nil {
+		return false
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return err == nil
 }
 
 // maxSocketPath is the room that Linux has for a unix socket's path.
