@@ -83,8 +83,8 @@ func (s *Store) CreateMachines(ctx context.Context, template api.Template, list 
 // base is what a new machine lies over.
 type base struct{ key, backing string }
 
-// bases finds the layers that machines are made of, by warm unit, checks that
-// they are what they were, and records that they are used.
+// bases finds the layers that machines are made of, by warm unit, and checks that
+// they are what they were.
 func (s *Store) bases(ctx context.Context, template api.Template, list []NewMachine) (map[string]base, error) {
 	keys := map[string]string{}
 	for _, n := range list {
@@ -113,10 +113,6 @@ func (s *Store) bases(ctx context.Context, template api.Template, list []NewMach
 			return nil, fmt.Errorf("template %s: %w: it lies over %d images, and a machine may have %d: export it and import it again as one", c[0].name, ErrInvalid, len(c)-1, api.MaxDepth)
 		}
 		out[unit] = base{key, backingName(key, c[0].parent)}
-		now := time.Now().UnixNano()
-		if _, err := s.db.ExecContext(ctx, `UPDATE templates SET used_at = ? WHERE digest IN (?, ?)`, now, key, template.Digest); err != nil {
-			return nil, fmt.Errorf("state database: %w", err)
-		}
 	}
 	return out, nil
 }
@@ -206,6 +202,18 @@ func insertMachines(ctx context.Context, tx *sql.Tx, machines []Machine) error {
 		_, err = insert.ExecContext(ctx, m.ID, m.Name, m.Digest, m.Template, m.User, m.CreatedAt.UnixNano(),
 			string(config), string(spec), string(last), string(definition), m.Unit)
 		if err != nil {
+			return err
+		}
+	}
+	used := map[string]bool{}
+	for _, m := range machines {
+		if m.Digest == "" || used[m.Digest] {
+			continue
+		}
+		used[m.Digest] = true
+		// The template of a warm unit's layer, too.
+		if _, err := tx.ExecContext(ctx, `UPDATE templates SET used_at = ?1 WHERE digest = ?2
+			OR digest = (SELECT parent FROM templates WHERE digest = ?2 AND kind = 'warm')`, m.CreatedAt.UnixNano(), m.Digest); err != nil {
 			return err
 		}
 	}

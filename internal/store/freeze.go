@@ -76,6 +76,9 @@ func (s *Store) ownDisk(ctx context.Context, id string) (Machine, error) {
 	if m.Definition != nil {
 		return m, fmt.Errorf("machine %s: %w: it was made of a description and its disks are not the store's: import its disk as a template, and make machines of that", m.Name, ErrInvalid)
 	}
+	if m.streaming {
+		return m, fmt.Errorf("machine %s: its disk is %w: it is just being flattened", m.Name, ErrInUse)
+	}
 	c, err := s.diskChange(ctx, m.ID)
 	if err == nil {
 		return m, fmt.Errorf("machine %s: its disk is %w: it is just becoming %s", m.Name, ErrInUse, c.what())

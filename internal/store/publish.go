@@ -99,6 +99,8 @@ func (s *Store) publishLayer(ctx context.Context, tmp string, n newLayer, name n
 			if err := insertLayer(ctx, tx, n); err != nil {
 				return err
 			}
+		} else if _, err := tx.ExecContext(ctx, `UPDATE templates SET kind = 'template' WHERE digest = ? AND kind = 'frozen'`, digest); err != nil {
+			return err
 		}
 		shown, err = name(ctx, tx, digest)
 		return err

@@ -77,8 +77,12 @@ func (s *Store) settleStopped(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	c, err := s.diskChange(ctx, id)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
 	for _, name := range []string{home.RunFile, home.PIDFile, home.QMPSocket} {
-		if _, err := os.Lstat(filepath.Join(s.Dir(id), name)); err == nil {
+		if _, err := os.Lstat(filepath.Join(s.Dir(id), name)); err == nil && !c.done {
 			s.log.Info("the machine may run: it is asked first", "machine", m.Name)
 			return nil
 		}

@@ -119,10 +119,14 @@ func (s *Store) replaceDisk(ctx context.Context, m Machine, base, template strin
 }
 
 // BeginStream records that QEMU is about to flatten the disk of a running machine
-// (vm.DiskFlattener), so that the next daemon looks what became of it.
+// (vm.DiskFlattener), so that the next daemon looks what became of it. A second time
+// nothing happens.
 func (s *Store) BeginStream(ctx context.Context, id string) error {
-	m, err := s.ownDisk(ctx, id)
-	if err != nil {
+	m, err := s.Machine(ctx, id)
+	if err != nil || m.streaming {
+		return err
+	}
+	if m, err = s.ownDisk(ctx, id); err != nil {
 		return err
 	}
 	if _, err := s.db.ExecContext(ctx, `UPDATE machines SET streaming = 1 WHERE id = ?`, m.ID); err != nil {

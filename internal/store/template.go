@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/names"
@@ -111,7 +110,7 @@ func setName(ctx context.Context, tx *sql.Tx, key, name string, move bool) error
 		ON CONFLICT (name) DO UPDATE SET digest = excluded.digest`, name, key); err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `UPDATE templates SET kind = 'template' WHERE digest = ? AND kind = 'frozen'`, key)
+	_, err = tx.ExecContext(ctx, `UPDATE templates SET kind = 'template' WHERE digest = ? AND kind <> 'template'`, key)
 	return err
 }
 
@@ -258,12 +257,6 @@ func (s *Store) dropLayers(ctx context.Context, keys []string) error {
 		errs = append(errs, s.dropLayer(ctx, key))
 	}
 	return errors.Join(errs...)
-}
-
-// usedNow records that machines were made of layers.
-func usedNow(ctx context.Context, tx *sql.Tx, key string) error {
-	_, err := tx.ExecContext(ctx, `UPDATE templates SET used_at = ? WHERE digest = ?`, time.Now().UnixNano(), key)
-	return err
 }
 
 // listed names at most ten of list.
