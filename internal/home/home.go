@@ -110,6 +110,9 @@ func (h Home) Downloads() string { return filepath.Join(h.Cache, "downloads") }
 // host since it was booted.
 const KVMFile = "kvm.json"
 
+// QEMUFile, in the cache folder, remembers what the host's QEMU says of itself.
+const QEMUFile = "qemu.json"
+
 // Images is the folder of disks that were asked for without a path: a
 // person's, so nothing removes them but the person.
 func (h Home) Images() string { return filepath.Join(h.Data, "images") }

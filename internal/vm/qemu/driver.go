@@ -25,7 +25,8 @@ type Options struct {
 	// then for qemu-kvm where Fedora's kin keep it.
 	Binary string
 	// CacheDir is the folder in which the driver remembers whether KVM
-	// works on this host; "" remembers it for the life of the Driver only.
+	// works on this host, and what its QEMU says of itself; "" remembers that for the
+	// life of the Driver only.
 	CacheDir string
 }
 
@@ -34,7 +35,7 @@ type Driver struct {
 	opts  Options
 	kvm   *kvmMemory
 	ports portPicker
-	facts factsMemory
+	facts *factsMemory
 
 	// noSandbox: this QEMU was built without its seccomp filter.
 	noSandbox atomic.Bool
@@ -52,6 +53,7 @@ func New(opts Options) *Driver {
 	return &Driver{
 		opts:      opts,
 		kvm:       newKVMMemory(opts.CacheDir),
+		facts:     newFactsMemory(opts.CacheDir),
 		kvmDevice: kvmDevice,
 		kvmWatch:  2 * time.Second,
 		kvmGlance: 100 * time.Millisecond,

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/lamina-vm/lamina/internal/vm"
 )
@@ -37,6 +38,11 @@ func unfreezable(s vm.Spec) error {
 			return no("it has an input device of the host", "start it without")
 		}
 	}
+	for _, c := range allChars(s) {
+		if c.Type == vm.CharDev {
+			return no("it has a port that is the host's "+c.Path, "start it without")
+		}
+	}
 	for _, v := range s.Videos {
 		if v.Accel3D == vm.On {
 			return no("its graphics card draws on the host's", "start it without 3D acceleration")
@@ -59,4 +65,13 @@ func unfreezable(s vm.Spec) error {
 		}
 	}
 	return nil
+}
+
+// allChars are the character devices of a machine.
+func allChars(s vm.Spec) []vm.Char {
+	all := slices.Concat(s.Serials, s.Parallels, s.Consoles)
+	for _, c := range s.Channels {
+		all = append(all, c.Char)
+	}
+	return all
 }

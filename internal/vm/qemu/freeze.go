@@ -34,8 +34,9 @@ type freezeNote struct {
 }
 
 type noteLayer struct {
-	Node string `json:"node"`
-	Path string `json:"path"`
+	Node  string `json:"node"`
+	Path  string `json:"path"`
+	Below string `json:"below"` // the drive's image before it
 }
 
 // freeze is one call of Freeze.
@@ -60,12 +61,20 @@ type freeze struct {
 func (m *machine) Freeze(ctx context.Context, r vm.FreezeRequest) (vm.FreezeResult, error) {
 	m.plug.Lock()
 	defer m.plug.Unlock()
+	m.setFreezing(true)
+	defer m.setFreezing(false)
 	f := &freeze{m: m, r: r, spec: m.RunningSpec()}
 	result, err := f.run(ctx)
 	if err != nil {
 		return vm.FreezeResult{}, fmt.Errorf("freeze machine %q: %w", f.spec.Name, err)
 	}
 	return result, nil
+}
+
+func (m *machine) setFreezing(on bool) {
+	m.runMu.Lock()
+	defer m.runMu.Unlock()
+	m.freezing = on
 }
 
 func (f *freeze) run(ctx context.Context) (vm.FreezeResult, error) {
@@ -128,6 +137,9 @@ func (f *freeze) check(ctx context.Context) error {
 			return fmt.Errorf("drive %q can be written and has no overlay in the request", f.spec.DiskNames()[i])
 		}
 	}
+	if err := f.m.idleDisks(ctx); err != nil {
+		return err
+	}
 	status, err := f.m.queryStatus(ctx)
 	if err != nil {
 		return err
@@ -137,8 +149,24 @@ func (f *freeze) check(ctx context.Context) error {
 		f.live = !f.r.End
 	case statusPaused:
 		f.held = true
+		f.m.held.Store(true)
 	default:
 		return fmt.Errorf("the guest does not execute (status %s): it can be frozen when it runs, or is paused", status)
+	}
+	return nil
+}
+
+// idleDisks refuses a machine of which QEMU works on a disk by itself: it could not
+// let go of the image.
+func (m *machine) idleDisks(ctx context.Context) error {
+	var list []job
+	if err := m.execute(ctx, "query-jobs", nil, &list); err != nil {
+		return err
+	}
+	for _, j := range list {
+		if j.Status != "concluded" && j.Status != "null" {
+			return fmt.Errorf("QEMU works on a disk of it (job %s): wait until that is done, or stop it", j.ID)
+		}
 	}
 	return nil
 }
@@ -186,10 +214,12 @@ func (f *freeze) migrate(ctx context.Context) (stream.Result, error) {
 		return stream.Result{}, err
 	}
 	if !f.r.End {
-		if err := f.m.goOn(ctx, !f.held); err != nil {
+		if err := f.m.goOn(ctx); err != nil {
 			return stream.Result{}, err
 		}
-		f.pause = mig.pause()
+		if !f.held {
+			f.pause = mig.pause()
+		}
 	}
 	return mig.result(ctx)
 }
@@ -244,7 +274,7 @@ func (f *freeze) note(ctx context.Context) error {
 		if err := f.m.nameLayer(ctx, l); err != nil {
 			return err
 		}
-		n.Layers[l.id] = noteLayer{Node: l.overlay, Path: l.path}
+		n.Layers[l.id] = noteLayer{Node: l.overlay, Path: l.path, Below: l.disk.Path}
 	}
 	return f.m.change(func(r *record) { r.Freeze = n })
 }
@@ -298,7 +328,7 @@ func (f *freeze) undo(ctx context.Context, why error) error {
 	f.files.unlink()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recovering)
 	defer cancel()
-	err := f.m.thawAgain(ctx, !f.held)
+	err := f.m.thawAgain(ctx)
 	if err == nil && f.switched {
 		err = f.takeOff(ctx)
 	}
@@ -314,11 +344,13 @@ func (f *freeze) undo(ctx context.Context, why error) error {
 	return why
 }
 
+func unfreezeJob(id string) string { return "unfreeze-" + id }
+
 // takeOff writes what came into the overlays since the instant back into the
 // images and makes these the drives' again.
 func (f *freeze) takeOff(ctx context.Context) error {
 	for _, l := range f.layers {
-		job := "unfreeze-" + l.id
+		job := unfreezeJob(l.id)
 		args := map[string]any{"job-id": job, "device": l.overlay, "base-node": l.node, "auto-dismiss": false}
 		if err := f.m.execute(ctx, "block-commit", args, nil); err != nil {
 			return err

@@ -233,7 +233,7 @@ func pss(t *testing.T, m vm.Machine) (kib int) {
 // load its state.
 func TestForkPlaces(t *testing.T) {
 	spec := tinySpec(t)
-	spec.Machine, spec.RNG = vm.MachinePC, true
+	spec.Machine, spec.RNG, spec.CPUs = vm.MachinePC, true, 2
 	spec.Controllers = []vm.Controller{{Type: "scsi"}, {Type: "usb"}}
 	spec.Inputs = []vm.Input{{Type: "tablet"}}
 	m := vmtest.Start(t, New(Options{}), spec, t.TempDir()).(*machine)

@@ -127,10 +127,9 @@ func TestFreezeRefused(t *testing.T) {
 	if b, err := os.ReadFile(taken); err != nil || string(b) != "data" {
 		t.Errorf("a file of another holds %q, %v", b, err)
 	}
-	if err := m.execute(t.Context(), "stop", nil, nil); err != nil {
+	if err := m.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	m.held.Store(true)
 	r := tinyRequest(t, m)
 	res, err := m.Freeze(t.Context(), r)
 	if err != nil {
@@ -142,6 +141,25 @@ func TestFreezeRefused(t *testing.T) {
 	if got := topFile(t, m); got != r.Layers["vda"] {
 		t.Errorf("it writes to %s", got)
 	}
+	// One that is let go on meanwhile goes on when QEMU can stand it.
+	next := tinyRequest(t, m)
+	f := prepared(t, m, next)
+	m.setFreezing(true)
+	if err := f.mig.awaitSwitch(t.Context(), false, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if s, err := m.State(t.Context()); err != nil || s != vm.StatePaused {
+		t.Errorf("in the middle: %s, %v", s, err)
+	}
+	why := errors.New("given up")
+	if err := f.undo(t.Context(), why); !errors.Is(err, why) {
+		t.Error(err)
+	}
+	f.mig.close()
+	requireGoesOn(t, m, r.Layers["vda"])
 }
 
 // TestFreezeCancelled: at whatever instant the caller gives up, the machine goes on
@@ -168,6 +186,40 @@ func TestFreezeCancelled(t *testing.T) {
 		requireGoesOn(t, m, path)
 	}
 	t.Logf("%d times it was faster", frozen)
+}
+
+// TestFreezeCancelledAtStop gives up at the instant at which QEMU stops the guest.
+// QEMU can lose that word between two of its steps, and would wait for ever.
+func TestFreezeCancelledAtStop(t *testing.T) {
+	m := tiny(t)
+	path := m.RunningSpec().Disks[0].Path
+	for range 6 {
+		r := tinyRequest(t, m)
+		f := prepared(t, m, r)
+		events := f.mig.events.Events()
+		for e := range events {
+			if e.Name == "STOP" {
+				break
+			}
+			if _, pass := f.mig.note(e); pass == 2 {
+				if err := f.mig.downtime(t.Context(), quietDowntime); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		why := errors.New("given up")
+		begin := time.Now()
+		if err := f.undo(t.Context(), why); !errors.Is(err, why) || strings.Contains(err.Error(), "does not go on") {
+			t.Errorf("undo: %v", err)
+		}
+		if took := time.Since(begin); took > recovering/2 {
+			t.Errorf("it took %v", took)
+		}
+		f.mig.close()
+		f.files.discard()
+		requireGoesOn(t, m, path)
+		requireFree(t, r)
+	}
 }
 
 // TestFreezeUndone: where the last of the stream is lost, after the overlays came into
@@ -225,6 +277,35 @@ func prepared(t *testing.T, m *machine, r vm.FreezeRequest) *freeze {
 	return f
 }
 
+// TestFreezeNoSpace: the reason is the host's, and the guest does not feel it.
+func TestFreezeNoSpace(t *testing.T) {
+	m := tiny(t)
+	path := m.RunningSpec().Disks[0].Path
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(small, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, which := range []string{"ram", "state"} {
+		r := tinyRequest(t, m)
+		if which == "ram" {
+			r.RAM = filepath.Join(small, "ram")
+		} else {
+			r.State = filepath.Join(small, "state")
+		}
+		if _, err := m.Freeze(t.Context(), r); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), small) {
+			t.Errorf("%s: %v", which, err)
+		}
+		requireNoFiles(t, r)
+		requireGoesOn(t, m, path)
+		requireFree(t, r)
+	}
+}
+
 // TestFreezerGone: whoever adopts a machine whose freezer is gone lets it go on, at
 // whatever stage that was.
 func TestFreezerGone(t *testing.T) {
@@ -237,6 +318,23 @@ func TestFreezerGone(t *testing.T) {
 			}
 			return err
 		},
+		"undoing": func(f *freeze) error {
+			err := f.instant(t.Context())
+			if err == nil {
+				err = f.mig.awaitEnd(t.Context())
+			}
+			if err == nil {
+				err = f.m.goOn(t.Context())
+			}
+			l := f.layers[0]
+			if err == nil {
+				err = f.m.execute(t.Context(), "block-commit", map[string]any{"job-id": unfreezeJob(l.id), "device": l.overlay, "base-node": l.node, "auto-dismiss": false}, nil)
+			}
+			return err
+		},
+		"ending": func(f *freeze) error {
+			return f.m.execute(t.Context(), "stop", nil, nil)
+		},
 		"sent": func(f *freeze) error {
 			err := f.instant(t.Context())
 			if err == nil {
@@ -248,14 +346,17 @@ func TestFreezerGone(t *testing.T) {
 		m := tiny(t)
 		want := m.RunningSpec().Disks[0].Path
 		r := tinyRequest(t, m)
+		if stage == "ending" {
+			r.Layers, r.End = nil, true
+		}
 		f := prepared(t, m, r)
 		if err := reach(f); err != nil {
 			t.Fatalf("%s: %v", stage, err)
 		}
-		if stage != "before" {
+		if stage == "switched" || stage == "sent" {
 			want = r.Layers["vda"]
 		}
-		if s, err := m.State(t.Context()); err != nil || s != vm.StatePaused {
+		if s, err := m.State(t.Context()); err != nil || (s == vm.StatePaused) != (stage != "undoing") {
 			t.Errorf("%s: %s, %v", stage, s, err)
 		}
 		if err := m.Release(); err != nil {
@@ -268,7 +369,7 @@ func TestFreezerGone(t *testing.T) {
 		t.Cleanup(func() { _ = again.Kill(context.WithoutCancel(t.Context())) })
 		f.mig.close()
 		requireGoesOn(t, again.(*machine), want)
-		if want != r.Layers["vda"] {
+		if want != r.Layers["vda"] && !r.End {
 			requireFree(t, r)
 		}
 	}
@@ -565,6 +666,7 @@ func TestUnfreezable(t *testing.T) {
 		"graphics card draws":  func(s *vm.Spec) { s.Videos = []vm.Video{{Accel3D: vm.On}} },
 		"display draws":        func(s *vm.Spec) { s.Displays = []vm.Display{{GL: vm.On}} },
 		"drive sda is a dev":   func(s *vm.Spec) { s.Disks = []vm.Disk{{Device: vm.DeviceLUN}} },
+		"the host's /dev/s":    func(s *vm.Spec) { s.Serials = []vm.Char{{Type: vm.CharDev, Path: "/dev/s"}} },
 		"is on nvme":           func(s *vm.Spec) { s.Disks = []vm.Disk{{Bus: vm.BusNVMe}} },
 		"is encrypted":         func(s *vm.Spec) { s.Disks = []vm.Disk{{SecretFile: "/s"}} },
 	} {

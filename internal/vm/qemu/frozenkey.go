@@ -6,32 +6,44 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
 // binaryFacts are what a QEMU says of itself without running a machine.
 type binaryFacts struct {
-	version  string            // "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)"
-	build    string            // [buildID]
-	machines map[string]string // "pc" is "pc-i440fx-7.2"
+	Version  string            `json:"version"`  // "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)"
+	Build    string            `json:"build"`    // [buildID]
+	Machines map[string]string `json:"machines"` // "pc" is "pc-i440fx-7.2"
 }
 
-// factsMemory keeps them for as long as the file is the same.
+// factsMemory keeps them for as long as the binary is the same.
 type factsMemory struct {
+	path string // "" keeps them in memory only
+
 	mu    sync.Mutex
 	known map[string]binaryFacts // by hostKey
+}
+
+func newFactsMemory(cacheDir string) *factsMemory {
+	if cacheDir == "" {
+		return &factsMemory{}
+	}
+	return &factsMemory{path: filepath.Join(cacheDir, home.QEMUFile)}
 }
 
 // of asks a QEMU for its facts. It runs it twice, for some 20 ms each, if it was not
@@ -43,30 +55,50 @@ func (m *factsMemory) of(ctx context.Context, binary string) (binaryFacts, error
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.known == nil {
+		m.known = map[string]binaryFacts{}
+		if b, err := os.ReadFile(m.path); m.path == "" || err != nil || json.Unmarshal(b, &m.known) != nil {
+			m.known = map[string]binaryFacts{} // a damaged file is nothing known
+		}
+	}
 	if f, ok := m.known[key]; ok {
 		return f, nil
 	}
-	f := binaryFacts{machines: map[string]string{}}
-	if f.build, err = buildID(binary); err != nil {
+	f, err := askBinary(ctx, binary)
+	if err != nil {
+		return f, err
+	}
+	if len(m.known) >= maxFacts { // of binaries that are long gone
+		clear(m.known)
+	}
+	m.known[key] = f
+	if m.path != "" && os.MkdirAll(filepath.Dir(m.path), 0o700) == nil {
+		_ = writeJSON(m.path, m.known) // else the next process asks again
+	}
+	return f, nil
+}
+
+// maxFacts bounds the memory.
+const maxFacts = 16
+
+func askBinary(ctx context.Context, binary string) (f binaryFacts, err error) {
+	f.Machines = map[string]string{}
+	if f.Build, err = buildID(binary); err != nil {
 		return f, err
 	}
 	out, err := exec.CommandContext(ctx, binary, "--version").Output()
 	if err != nil {
 		return f, fmt.Errorf("%s --version: %w", binary, err)
 	}
-	if f.version, err = parseVersion(out); err != nil {
+	if f.Version, err = parseVersion(out); err != nil {
 		return f, fmt.Errorf("%s --version: %w", binary, err)
 	}
 	if out, err = exec.CommandContext(ctx, binary, "-machine", "help").Output(); err != nil {
 		return f, fmt.Errorf("%s -machine help: %w", binary, err)
 	}
 	for _, alias := range machineAlias.FindAllSubmatch(out, -1) {
-		f.machines[string(alias[1])] = string(alias[2])
+		f.Machines[string(alias[1])] = string(alias[2])
 	}
-	if m.known == nil {
-		m.known = map[string]binaryFacts{}
-	}
-	m.known[key] = f
 	return f, nil
 }
 
@@ -214,10 +246,10 @@ func (d *Driver) keyWith(ctx context.Context, spec vm.Spec, binary string, accel
 		return vm.FrozenKey{}, err
 	}
 	machine := spec.Machine
-	if full := facts.machines[machine]; full != "" {
+	if full := facts.Machines[machine]; full != "" {
 		machine = full
 	}
-	return vm.FrozenKey{QEMU: facts.version, Binary: facts.build, Machine: machine, Accel: accel, CPU: cpu, CPUs: spec.CPUs, Memory: spec.Memory}, nil
+	return vm.FrozenKey{QEMU: facts.Version, Binary: facts.Build, Machine: machine, Accel: accel, CPU: cpu, CPUs: spec.CPUs, Memory: spec.Memory}, nil
 }
 
 // binaryOf is the QEMU that a machine runs with.

@@ -36,6 +36,12 @@ type machine struct {
 	held atomic.Bool // by Pause: the supervisor lets it not go on
 	full atomic.Bool // it waits for space on the host
 
+	// runMu is held while the guest is let go on after it was stopped. While freezing is
+	// set nobody may do so but the freeze itself: a QEMU that is about to end a
+	// migration does not survive it.
+	runMu    sync.Mutex
+	freezing bool
+
 	// plug is held while a device is added or changed, forgetMu while one that
 	// is gone is cleaned up after, changeMu while the record is written; taken in
 	// this order, each before mu.

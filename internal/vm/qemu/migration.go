@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -203,7 +204,7 @@ func (g *migration) next(ctx context.Context) (status string, pass int, err erro
 		}
 		return status, pass, nil
 	case <-done:
-		return "", 0, g.err
+		return "", 0, g.failure(ctx)
 	case <-g.m.proc.done:
 		return "", 0, vm.ErrNotRunning
 	case <-ctx.Done():
@@ -211,23 +212,37 @@ func (g *migration) next(ctx context.Context) (status string, pass int, err erro
 	}
 }
 
-// failure says why a migration failed: our reader's reason, or else QEMU's.
+// failure says why a migration failed: our reader's reason, unless that is only that
+// QEMU stopped sending; else QEMU's.
 func (g *migration) failure(ctx context.Context) error {
-	select {
-	case <-g.done:
-		if g.err != nil && !errors.Is(g.err, stream.ErrFormat) {
+	// Whoever failed first, the other one follows.
+	_ = g.conn.SetReadDeadline(time.Now().Add(time.Second))
+	<-g.done
+	switch {
+	case g.err == nil, errors.Is(g.err, io.ErrUnexpectedEOF), errors.Is(g.err, os.ErrDeadlineExceeded):
+	default:
+		return g.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	for {
+		var q struct {
+			Status string `json:"status"`
+			Desc   string `json:"error-desc"`
+		}
+		if err := g.m.execute(ctx, "query-migrate", nil, &q); err != nil {
+			return err
+		}
+		if q.Status == migFailed || q.Status == migCancelled {
+			if q.Desc == "" {
+				q.Desc = lastWords(g.m.dir)
+			}
+			return fmt.Errorf("QEMU ended the migration (%s): %s", q.Status, q.Desc)
+		}
+		if err := pause(ctx, tick); err != nil {
 			return g.err
 		}
-	case <-time.After(time.Second):
 	}
-	var q struct {
-		Status string `json:"status"`
-		Desc   string `json:"error-desc"`
-	}
-	if err := g.m.execute(ctx, "query-migrate", nil, &q); err != nil {
-		return err
-	}
-	return fmt.Errorf("QEMU ended the migration (%s) %s", q.Status, q.Desc)
 }
 
 // awaitSwitch returns when the guest is stopped and its images are not: between

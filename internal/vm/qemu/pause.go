@@ -17,6 +17,12 @@ func (m *machine) Pause(ctx context.Context) error {
 
 // Resume implements [vm.Pauser].
 func (m *machine) Resume(ctx context.Context) error {
+	m.runMu.Lock()
+	defer m.runMu.Unlock()
+	if m.freezing { // which lets it go on at its end
+		m.held.Store(false)
+		return nil
+	}
 	if err := m.execute(ctx, "cont", nil, nil); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}

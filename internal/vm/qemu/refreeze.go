@@ -23,13 +23,13 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// thawAgain ends whatever migration is under way and lets the guest go on where it
-// is to, also when the monitor has to come back for that.
-func (m *machine) thawAgain(ctx context.Context, resume bool) error {
+// thawAgain ends whatever migration is under way and lets the guest go on, unless it is
+// held; also when the monitor has to come back for that.
+func (m *machine) thawAgain(ctx context.Context) error {
 	for {
 		err := m.endMigration(ctx)
 		if err == nil {
-			err = m.goOn(ctx, resume)
+			err = m.goOn(ctx)
 		}
 		if !errors.Is(err, qmp.ErrClosed) || errors.Is(err, vm.ErrNotRunning) {
 			return err
@@ -40,9 +40,13 @@ func (m *machine) thawAgain(ctx context.Context, resume bool) error {
 	}
 }
 
+// stuckAfter is how long QEMU may take to cancel before it is helped.
+const stuckAfter = 200 * time.Millisecond
+
 // endMigration returns when no migration is under way any more.
 func (m *machine) endMigration(ctx context.Context) error {
-	for cancelled := false; ; {
+	var cancelled time.Time
+	for {
 		var q struct {
 			Status string `json:"status"`
 		}
@@ -52,21 +56,42 @@ func (m *machine) endMigration(ctx context.Context) error {
 		if slices.Contains([]string{"", "none", migCompleted, migFailed, migCancelled}, q.Status) {
 			return nil
 		}
-		if !cancelled && q.Status != migCancelling {
-			cancelled = true
-			if err := m.execute(ctx, "migrate_cancel", nil, nil); err != nil {
-				return err
-			}
+		var err error
+		switch {
+		case q.Status != migCancelling && cancelled.IsZero():
+			err = m.execute(ctx, "migrate_cancel", nil, nil)
+			cancelled = time.Now()
+		case q.Status == migCancelling && cancelled.IsZero(): // by whoever died
+			cancelled = time.Now()
+		case q.Status == migCancelling && time.Since(cancelled) > stuckAfter:
+			// QEMU loses the word between its look whether it is to cancel and its
+			// wait before the switch-over, and waits for ever with the guest stopped
+			// (seen in 7.2). This ends the wait; where it does not wait it does nothing.
+			_ = m.execute(ctx, "migrate-continue", map[string]string{"state": migCancelling}, nil)
+			cancelled = time.Now()
 		}
-		if err := pause(ctx, tick); err != nil {
+		if err == nil {
+			err = pause(ctx, tick)
+		}
+		if err != nil {
 			return fmt.Errorf("QEMU does not end its migration (%s): %w", q.Status, err)
 		}
 	}
 }
 
-// goOn lets a guest go on after a migration, or leaves it paused with its images in
-// its hands again. One that has ended meanwhile stays as it is.
-func (m *machine) goOn(ctx context.Context, resume bool) error {
+// goOn lets a guest go on after a migration; one that is held stays so, with its images
+// in its hands again. One that has ended meanwhile stays as it is.
+func (m *machine) goOn(ctx context.Context) error {
+	m.runMu.Lock()
+	defer m.runMu.Unlock()
+	if err := m.letGo(ctx, !m.held.Load()); err != nil {
+		return err
+	}
+	m.freezing = false
+	return nil
+}
+
+func (m *machine) letGo(ctx context.Context, resume bool) error {
 	var status string
 	for {
 		var err error
@@ -82,7 +107,6 @@ func (m *machine) goOn(ctx context.Context, resume bool) error {
 			return fmt.Errorf("QEMU does not end its migration: %w", err)
 		}
 	}
-	resume = resume && !m.held.Load()
 	switch {
 	case resume && (status == statusPaused || status == statusMigrated):
 		return m.execute(ctx, "cont", nil, nil)
@@ -134,8 +158,9 @@ func (m *machine) dropNote(ctx context.Context, change func(func(*record)) error
 	if n == nil {
 		return nil
 	}
-	used := map[string]string{}
+	paths := map[string]string{}
 	for id, l := range n.Layers {
+		paths[id] = l.Below
 		nodes, err := m.nodesOf(ctx, id)
 		if err != nil {
 			return err
@@ -148,7 +173,7 @@ func (m *machine) dropNote(ctx context.Context, change func(func(*record)) error
 			return err
 		}
 		if top == l.Node {
-			used[id] = l.Path
+			paths[id] = l.Path
 			continue
 		}
 		if err := m.execute(ctx, "blockdev-del", map[string]string{"node-name": l.Node}, nil); err != nil && !notFound(err) {
@@ -157,7 +182,7 @@ func (m *machine) dropNote(ctx context.Context, change func(func(*record)) error
 	}
 	return change(func(r *record) {
 		for i, id := range r.DiskIDs {
-			if path := used[id]; path != "" {
+			if path := paths[id]; path != "" {
 				r.Spec.Disks[i].Path = path
 			}
 		}
@@ -176,8 +201,21 @@ func (m *machine) recoverFreeze(ctx context.Context) error {
 	if err := m.endMigration(ctx); err != nil {
 		return err
 	}
-	if err := m.goOn(ctx, m.record.Freeze.Resume); err != nil {
+	m.held.Store(!m.record.Freeze.Resume)
+	if err := m.goOn(ctx); err != nil {
 		return err
+	}
+	for id := range m.record.Freeze.Layers { // its freezer was about to take it off again
+		j, err := m.findJob(ctx, unfreezeJob(id))
+		if err != nil {
+			return err
+		}
+		if j == nil {
+			continue
+		}
+		if err := m.completeJob(ctx, j.ID); err != nil {
+			return err
+		}
 	}
 	return m.dropNote(ctx, m.changeLocked)
 }

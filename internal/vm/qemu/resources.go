@@ -93,11 +93,9 @@ func (l launch) prepare(ctx context.Context, c *config) (*resources, error) {
 		c.vsockFD = r.add(f)
 	}
 	if l.thaw != nil {
-		f, err := os.Open(l.thaw.state)
-		if err != nil {
+		if err := l.thaw.feed(r); err != nil {
 			return r, err
 		}
-		l.thaw.stateFD = r.add(f)
 	}
 	return r, l.startHelpers(ctx, c, r)
 }

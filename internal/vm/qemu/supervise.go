@@ -79,6 +79,11 @@ func (m *machine) supervise() {
 func (m *machine) tryAgain() {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
+	m.runMu.Lock()
+	defer m.runMu.Unlock()
+	if m.freezing {
+		return // it is tried again when that is done
+	}
 	// Whoever stopped it meanwhile for another reason keeps it stopped.
 	if status, err := m.queryStatus(ctx); err == nil && status == statusIOError && !m.held.Load() {
 		_ = m.execute(ctx, "cont", nil, nil) // asked again later

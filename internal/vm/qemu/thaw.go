@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,7 @@ type thaw struct {
 	// readOnly: this QEMU maps a file privately that it opens for reading only.
 	readOnly bool
 
-	stateFD int // as QEMU has it
+	stateFD int // the end of a socket, as QEMU has it
 }
 
 var _ vm.Thawer = (*Driver)(nil)
@@ -152,10 +153,27 @@ func hostHalf(s vm.Spec) vm.Spec {
 		d.Target, d.Path, d.Format = name, "", ""
 		d.Throttle, d.SecretFile, d.IO, d.Discard, d.DetectZeroes, d.CopyOnRead = vm.Throttle{}, "", "", false, "", false
 	}
+	for _, list := range [][]vm.Char{s.Serials, s.Parallels, s.Consoles} {
+		for i := range list {
+			list[i] = guestHalf(list[i])
+		}
+	}
+	for i, c := range s.Channels {
+		s.Channels[i].Char = guestHalf(c.Char)
+	}
 	for i, n := range s.NICs {
 		s.NICs[i] = vm.NIC{Model: n.Model, MAC: n.MAC, MTU: n.MTU, Queues: n.Queues, BootIndex: n.BootIndex, ROM: n.ROM}
 	}
 	return s
+}
+
+// guestHalf is what the guest sees of a character device.
+func guestHalf(c vm.Char) vm.Char {
+	g := vm.Char{Model: c.Model}
+	if c.Type == vm.CharNone { // no device at all
+		g.Type = c.Type
+	}
+	return g
 }
 
 // sameMachine refuses a spec that is not the frozen one's.
@@ -206,6 +224,25 @@ func (t *thaw) backend(c config) string {
 		p = append(p, "merge", "off")
 	}
 	return device("memory-backend-file", p...)
+}
+
+// feed opens the state for QEMU, which reads it from a socket: that works in each of
+// its versions, and no privilege of the file's is needed. It ends with QEMU's end of it.
+func (t *thaw) feed(r *resources) error {
+	state, err := os.Open(t.state)
+	if err != nil {
+		return err
+	}
+	near, far, err := socketpair()
+	if err != nil {
+		return errors.Join(err, state.Close())
+	}
+	t.stateFD = r.add(far)
+	go func() {
+		_, _ = io.Copy(near, state) // QEMU tells of what it misses
+		_, _ = near.Close(), state.Close()
+	}()
+	return nil
 }
 
 // incomingArgs have QEMU load the frozen state before all else.

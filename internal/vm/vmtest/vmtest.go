@@ -40,6 +40,7 @@ func Run(t *testing.T, newDriver func(t *testing.T) vm.Driver, without ...string
 		"NoLeaks":   testNoLeaks,
 		"Display":   testDisplay,
 		"Devices":   testDevices,
+		"Freeze":    testFreeze,
 	} {
 		if !slices.Contains(without, name) {
 			t.Run(name, func(t *testing.T) { test(t, newDriver) })

@@ -108,10 +108,11 @@ func (in *input) name() ([]byte, error) {
 	return in.take(int(n))
 }
 
-// fail says where an error was met.
+// fail says where an error was met. One that is an io.ErrUnexpectedEOF too may have
+// its cause at the other end.
 func (in *input) fail(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("%w: it ends too early, at byte %d", ErrFormat, in.at+int64(in.w))
+		return fmt.Errorf("%w: it ends too early, at byte %d: %w", ErrFormat, in.at+int64(in.w), err)
 	}
 	return fmt.Errorf("migration stream, byte %d: %w", in.offset(), err)
 }
