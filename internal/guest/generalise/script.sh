@@ -73,6 +73,12 @@ end() {
     count=0
 }
 
+# An agent answers before the boot is over: what starts later would make again what
+# was removed. From within cloud-init there would be no end to that wait.
+if [ "$detach" = yes ] && here systemctl && here timeout; then
+    timeout 180 systemctl is-system-running --wait >/dev/null 2>&1 || :
+fi
+
 say begin
 
 # --- cloud-init -----------------------------------------------------------------
