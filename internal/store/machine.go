@@ -190,22 +190,18 @@ func (s *Store) SetLast(ctx context.Context, id string, last Last) error {
 	return nil
 }
 
-// SetWarmth records how a machine was started warm; nil forgets it.
-func (s *Store) SetWarmth(ctx context.Context, id string, w *api.Warmth) error {
-	return s.setJSON(ctx, `UPDATE machines SET warmth = nullif(?, 'null') WHERE id = ?`, id, w)
-}
-
-// SetIdentity records what a machine's guest says of itself; nil forgets it.
-func (s *Store) SetIdentity(ctx context.Context, id string, i *api.Identity) error {
-	return s.setJSON(ctx, `UPDATE machines SET identity = nullif(?, 'null') WHERE id = ?`, id, i)
-}
-
-func (s *Store) setJSON(ctx context.Context, query, id string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
+// SetRun records what is known of a machine's last run, how it was started warm, and
+// what its guest has confirmed, all at once. It is on stable storage when SetRun returns.
+func (s *Store) SetRun(ctx context.Context, id string, last Last, w *api.Warmth, i *api.Identity) error {
+	l, err1 := json.Marshal(last)
+	warmth, err2 := json.Marshal(w)
+	identity, err3 := json.Marshal(i)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
-	if _, err := s.db.ExecContext(ctx, query, string(b), id); err != nil {
+	_, err := s.db.ExecContext(ctx, `UPDATE machines SET last = ?, warmth = nullif(?, 'null'), identity = nullif(?, 'null') WHERE id = ?`,
+		string(l), string(warmth), string(identity), id)
+	if err != nil {
 		return fmt.Errorf("state database: %w", err)
 	}
 	return nil

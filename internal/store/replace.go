@@ -20,9 +20,9 @@ func (s *Store) Flatten(ctx context.Context, id string, progress func(done, tota
 	if err != nil || m.Digest == "" {
 		return m, err
 	}
-	return s.replaceDisk(ctx, m, "", m.Template, func(path string) error {
+	return s.replaceDisk(ctx, m, replacement{template: m.Template, build: func(path string) error {
 		return s.images.Convert(ctx, s.Disk(m), path, ConvertOptions{}, progress)
-	})
+	}})
 }
 
 // Rebase puts a machine, which must not run, over another template. Its guest sees the
@@ -55,13 +55,13 @@ func (s *Store) Rebase(ctx context.Context, id, template string, progress func(d
 	if name == "" {
 		name = t.Digest
 	}
-	return s.replaceDisk(ctx, m, t.Digest, name, func(path string) error {
+	return s.replaceDisk(ctx, m, replacement{base: t.Digest, template: name, build: func(path string) error {
 		if err := s.images.Copy(ctx, s.Disk(m), path); err != nil {
 			return err
 		}
 		s.step("disk copied")
 		return s.images.Rebase(ctx, path, backingName(t.Digest, t.Parent), progress)
-	})
+	}})
 }
 
 // replaceable returns a machine whose disk may be replaced by another one.
@@ -80,15 +80,23 @@ func (s *Store) replaceable(ctx context.Context, id, done string) (Machine, erro
 	return m, nil
 }
 
-// replaceDisk makes another image the machine's own, over the layer base.
-func (s *Store) replaceDisk(ctx context.Context, m Machine, base, template string, build func(path string) error) (Machine, error) {
+// replacement is an image that takes the place of a machine's own.
+type replacement struct {
+	base     string // layer that it lies over, "" for none
+	template string // what the machine is then said to be made of
+	unit     string // warm unit that it is then made of, "" for none
+	build    func(path string) error
+}
+
+// replaceDisk makes another image the machine's own.
+func (s *Store) replaceDisk(ctx context.Context, m Machine, r replacement) (Machine, error) {
 	c := diskChange{machine: m.ID, old: m.disk, generation: m.generation + 1, disk: home.DiskName(m.generation + 1)}
 	if err := transact(ctx, s.db, func(tx *sql.Tx) error { return c.insert(ctx, tx) }); err != nil {
 		return m, fmt.Errorf("state database: %w", err)
 	}
 	path := filepath.Join(s.Dir(m.ID), c.disk)
 	s.step("new disk made")
-	err := build(path)
+	err := r.build(path)
 	if err == nil {
 		err = os.Chmod(path, 0o600)
 	}
@@ -101,10 +109,10 @@ func (s *Store) replaceDisk(ctx context.Context, m Machine, base, template strin
 	ctx = context.WithoutCancel(ctx)
 	s.step("new disk committed")
 	err = transact(ctx, s.db, func(tx *sql.Tx) error {
-		if err := c.commit(ctx, tx, base); err != nil {
+		if err := c.commit(ctx, tx, r.base); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `UPDATE machines SET template = ? WHERE id = ?`, template, m.ID)
+		_, err := tx.ExecContext(ctx, `UPDATE machines SET template = ?, unit = nullif(?, '') WHERE id = ?`, r.template, r.unit, m.ID)
 		return err
 	})
 	if err != nil {
