@@ -110,14 +110,19 @@ func (s *Store) stopped(ctx context.Context, id string) (Machine, error) {
 	if err != nil {
 		return m, err
 	}
+	return m, s.notWritten(m)
+}
+
+// notWritten refuses a machine whose disk a process has open to write to it.
+func (s *Store) notWritten(m Machine) error {
 	written, err := writtenByOther(s.Disk(m))
 	if err != nil {
-		return m, fmt.Errorf("machine %s: %w", m.Name, err)
+		return fmt.Errorf("machine %s: %w", m.Name, err)
 	}
 	if written {
-		return m, fmt.Errorf("machine %s: its disk is %w by a process: stop the machine first", m.Name, ErrInUse)
+		return fmt.Errorf("machine %s: its disk is %w by a process: stop the machine first", m.Name, ErrInUse)
 	}
-	return m, nil
+	return nil
 }
 
 // CommitMachine makes the own layer of a machine, which must not run, a template, over

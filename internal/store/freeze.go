@@ -69,6 +69,15 @@ func (s *Store) freezable(ctx context.Context, id string) (Machine, error) {
 // ownDisk returns a machine that has a layer of its own which no change is under
 // way of, and whose layers are what they were.
 func (s *Store) ownDisk(ctx context.Context, id string) (Machine, error) {
+	m, err := s.unchanging(ctx, id)
+	if err != nil {
+		return m, err
+	}
+	return m, s.Intact(ctx, m.Digest)
+}
+
+// unchanging is ownDisk without a look at the layers below.
+func (s *Store) unchanging(ctx context.Context, id string) (Machine, error) {
 	m, err := s.Machine(ctx, id)
 	if err != nil {
 		return m, err
@@ -86,7 +95,7 @@ func (s *Store) ownDisk(ctx context.Context, id string) (Machine, error) {
 	if !errors.Is(err, ErrNotFound) {
 		return m, err
 	}
-	return m, s.Intact(ctx, m.Digest)
+	return m, nil
 }
 
 // beginFreeze makes the rows and files of a freeze. n has key and kind, and what else

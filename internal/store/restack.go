@@ -18,9 +18,12 @@ func (s *Store) Pristine(ctx context.Context, m Machine) (bool, error) {
 
 // Restack gives a machine, which must not run and is [Store.Pristine], a new own
 // layer over the disk of a warm unit of its template, or, with unit "", over its
-// template. A crash leaves the machine as it was, or with the new layer.
+// template, whatever has become of what it lay over. A crash leaves the machine as it was, or with the new layer.
 func (s *Store) Restack(ctx context.Context, id, unit string) (Machine, error) {
-	m, err := s.replaceable(ctx, id, "put over another layer")
+	m, err := s.unchanging(ctx, id)
+	if err == nil {
+		err = s.notWritten(m)
+	}
 	if err != nil {
 		return m, err
 	}
@@ -33,6 +36,9 @@ func (s *Store) Restack(ctx context.Context, id, unit string) (Machine, error) {
 	}
 	base, err := s.restackBase(ctx, m, unit)
 	if err != nil {
+		return m, err
+	}
+	if err := s.Intact(ctx, base.Digest); err != nil {
 		return m, err
 	}
 	d, err := s.images.Describe(ctx, s.Disk(m))
@@ -70,12 +76,15 @@ func (s *Store) restackBase(ctx context.Context, m Machine, unit string) (api.Te
 	return t, nil
 }
 
-// layerAt is Template for any layer whose files are what they were, or whose parent
-// is asked for.
+// layerAt is Template for any layer, by its key.
 func (s *Store) layerAt(ctx context.Context, key string) (api.Template, error) {
-	t, err := s.Template(ctx, key)
+	g, err := s.graph(ctx, s.db)
 	if err != nil {
-		return t, fmt.Errorf("layer %.12s: %w", key, err)
+		return api.Template{}, err
 	}
-	return t, nil
+	n, err := g.find(key, true)
+	if err != nil {
+		return api.Template{}, err
+	}
+	return s.template(n, key), nil
 }
