@@ -247,6 +247,9 @@ type StartRequest struct {
 	Install bool          `json:"install,omitempty"`
 	NoWait  bool          `json:"noWait,omitempty"`
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// Warm is for a machine that has written nothing yet: others start cold.
+	Warm Warm   `json:"warm,omitempty"`
+	Wait WaitTo `json:"wait,omitempty"`
 }
 
 // StopRequest stops a machine: power button, and after Timeout (0: 60 s) or

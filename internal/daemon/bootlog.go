@@ -79,7 +79,13 @@ func (l *bootLog) stage() boot.Stage {
 // follow passes every event to f, from the first, until the boot is over (then
 // it returns how) or ctx ends.
 func (l *bootLog) follow(ctx context.Context, f func(api.Event)) error {
+	return l.followTo(ctx, f, nil)
+}
+
+// followTo is follow that is also over, without an error, when enough is closed.
+func (l *bootLog) followTo(ctx context.Context, f func(api.Event), enough <-chan struct{}) error {
 	for seen := 0; ; {
+		over := isClosed(enough) // what was added before that is told
 		l.mu.Lock()
 		fresh, done, err, more := l.events[seen:], l.done, l.err, l.more
 		l.mu.Unlock()
@@ -90,10 +96,35 @@ func (l *bootLog) follow(ctx context.Context, f func(api.Event)) error {
 		if done {
 			return err
 		}
+		if over {
+			return nil
+		}
 		select {
 		case <-more:
+		case <-enough:
 		case <-ctx.Done():
 			return cause(ctx)
+		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// warnings passes on the warnings so far.
+func (l *bootLog) warnings(f func(api.Event)) {
+	l.mu.Lock()
+	events := l.events
+	l.mu.Unlock()
+	for _, e := range events {
+		if e.Warning != "" {
+			f(e)
 		}
 	}
 }

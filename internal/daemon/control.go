@@ -36,8 +36,11 @@ func (d *Daemon) postStart(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := checkWarm(req.Warm, req.Wait); err != nil {
+		return err
+	}
 	s := newEvents(w)
-	err = d.launch(r.Context(), m, startOptions{timeout: req.Timeout, install: req.Install}, req.NoWait, s)
+	err = d.launch(r.Context(), m, startOptions{timeout: req.Timeout, install: req.Install, warm: req.Warm, wait: req.Wait}, req.NoWait, s)
 	s.done(m.describe(), err)
 	return nil
 }

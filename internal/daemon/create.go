@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"github.com/lamina-vm/lamina/internal/api"
-	"github.com/lamina-vm/lamina/internal/guest/seed"
 	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/names"
 	"github.com/lamina-vm/lamina/internal/store"
@@ -55,10 +54,7 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig, da
 			if err != nil {
 				return nil, err
 			}
-			return d.opts.Seed(seed.Config{
-				InstanceID: spec.UUID, Hostname: cmp.Or(c.Hostname, names.Hostname(name)),
-				User: c.User, SSHKeys: c.SSHKeys, Password: c.Password, UserData: ud,
-			})
+			return d.opts.Seed(seedConfig(name, spec, c, secrets{c.Password, ud}))
 		}
 	}
 	return n, nil
@@ -124,8 +120,8 @@ func checkConfig(c api.MachineConfig, count int) error {
 }
 
 // create makes machines of a template; start says that they are to be started
-// next, if need be by the next daemon.
-func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c api.MachineConfig, start bool, s *events) ([]*machine, error) {
+// next, if need be by the next daemon, and warm whether from a warm unit.
+func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c api.MachineConfig, start bool, warm api.Warm, s *events) ([]*machine, error) {
 	if err := checkConfig(c, len(list)); err != nil {
 		return nil, err
 	}
@@ -135,6 +131,11 @@ func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c ap
 	todo, err := d.newMachines(list, t, c, start)
 	if err != nil {
 		return nil, err
+	}
+	if start && warm != api.WarmNever {
+		if err := d.overUnit(ctx, t, todo, warm); err != nil {
+			return nil, err
+		}
 	}
 	if note := ksmNote(c, ksmRun); note != "" {
 		s.send(api.Event{Warning: note})
@@ -167,35 +168,36 @@ func (d *Daemon) newMachines(list []string, t api.Template, c api.MachineConfig,
 		return nil, err
 	}
 	todo := make([]store.NewMachine, 0, len(list))
+	var kept []byte // the same of all, but for a template of user-data
 	for i, name := range list {
-		// Made again when it is needed: that of ten thousand machines would not fit.
 		own := func() ([]byte, error) { return data(i+1, name, cmp.Or(c.Hostname, names.Hostname(name))) }
 		n, err := d.newMachine(name, t, c, own)
 		if err != nil {
 			return nil, err
 		}
 		n.Start = start
-		if c.UserDataTemplate && n.Seed != nil {
-			if err := d.tryUserData(name, own); err != nil {
+		if n.Seed != nil && (i == 0 || c.UserDataTemplate) {
+			if kept, err = d.trySeed(name, n, c, own); err != nil {
 				return nil, err
 			}
 		}
+		n.Seed, n.Secrets = nil, kept // made at the first cold start
 		todo = append(todo, n)
 	}
 	return todo, nil
 }
 
-// tryUserData makes a seed of user-data that is different for each machine, and
-// forgets it: what is wrong with the tenth is told before the first is made.
-func (d *Daemon) tryUserData(name string, data func() ([]byte, error)) error {
-	b, err := data()
+// trySeed makes the seed of a machine, and forgets it: what is wrong with that of the
+// tenth is told before the first is made. It returns what is kept to make it of.
+func (d *Daemon) trySeed(name string, n store.NewMachine, c api.MachineConfig, data func() ([]byte, error)) ([]byte, error) {
+	ud, err := data()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := d.opts.Seed(seed.Config{InstanceID: "try", Hostname: names.Hostname(name), UserData: b}); err != nil {
-		return api.Errorf(api.CodeInvalid, "machine %s: %v", name, err)
+	if _, err := n.Seed(); err != nil {
+		return nil, api.Errorf(api.CodeInvalid, "machine %s: %v", name, err)
 	}
-	return nil
+	return secrets{c.Password, ud}.keep()
 }
 
 // launch starts a machine, tells of its boot, and returns at the login prompt,
@@ -203,6 +205,9 @@ func (d *Daemon) tryUserData(name string, data func() ([]byte, error)) error {
 // the telling does not.
 func (d *Daemon) launch(ctx context.Context, m *machine, o startOptions, noWait bool, s *events) error {
 	s.send(api.Event{Step: "start", Machine: m.name, Text: "starting " + m.name})
+	if o.boot == nil {
+		o.boot = newBootLog()
+	}
 	type started struct {
 		r   *run
 		err error
@@ -232,7 +237,11 @@ func (d *Daemon) launch(ctx context.Context, m *machine, o startOptions, noWait 
 	}
 	s.send(api.Event{Step: "start", Machine: m.name, Text: fmt.Sprintf("%s runs (%s)", m.name, info.Accel)})
 	if noWait {
+		r.boot.warnings(s.send)
 		return nil
+	}
+	if r.warm != nil && o.wait == api.WaitPrompt {
+		return r.boot.followTo(ctx, s.send, r.warm.prompted)
 	}
 	return r.boot.follow(ctx, s.send)
 }
@@ -256,7 +265,7 @@ func (d *Daemon) postMachines(w http.ResponseWriter, r *http.Request) error {
 			return fmt.Errorf("machine %s %w: choose another name, or remove it", req.Name, store.ErrExists)
 		}
 	}
-	if err := checkConfig(req.MachineConfig, 1); err != nil {
+	if err := errors.Join(checkConfig(req.MachineConfig, 1), checkWarm(req.Warm, req.Wait)); err != nil {
 		return err
 	}
 	s := newEvents(w)
@@ -265,7 +274,7 @@ func (d *Daemon) postMachines(w http.ResponseWriter, r *http.Request) error {
 		s.done(nil, err)
 		return nil
 	}
-	err = d.launch(r.Context(), m, startOptions{timeout: req.Timeout}, req.NoWait, s)
+	err = d.launch(r.Context(), m, startOptions{timeout: req.Timeout, warm: req.Warm, wait: req.Wait}, req.NoWait, s)
 	s.done(m.describe(), err)
 	return nil
 }
@@ -291,7 +300,7 @@ func (d *Daemon) runImage(ctx context.Context, req api.RunRequest, s *events) (*
 			return nil, failed
 		}
 	}
-	made, err := d.create(ctx, t, []string{req.Name}, req.MachineConfig, true, s)
+	made, err := d.create(ctx, t, []string{req.Name}, req.MachineConfig, true, req.Warm, s)
 	if err != nil {
 		return nil, err
 	}
@@ -307,12 +316,18 @@ func (d *Daemon) postClones(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := checkWarm(req.Warm, req.Wait); err != nil {
+		return err
+	}
+	if !req.Start && req.Warm != api.WarmAuto {
+		return api.Errorf(api.CodeInvalid, "clone: cold and warm say how machines are started, and these are not")
+	}
 	t, err := d.store.Template(r.Context(), req.Template)
 	if err != nil {
 		return err
 	}
 	s := newEvents(w)
-	made, err := d.create(r.Context(), t, list, req.MachineConfig, req.Start, s)
+	made, err := d.create(r.Context(), t, list, req.MachineConfig, req.Start, req.Warm, s)
 	if err == nil && req.Start {
 		err = d.launchAll(r.Context(), made, req, s)
 	}
@@ -330,7 +345,9 @@ func (d *Daemon) launchAll(ctx context.Context, list []*machine, req api.CloneRe
 	var group sync.WaitGroup
 	errs := make([]error, len(list))
 	for i, m := range list {
-		group.Go(func() { errs[i] = d.launch(ctx, m, startOptions{timeout: req.Timeout}, req.NoWait, s) })
+		group.Go(func() {
+			errs[i] = d.launch(ctx, m, startOptions{timeout: req.Timeout, warm: req.Warm, wait: req.Wait}, req.NoWait, s)
+		})
 	}
 	group.Wait()
 	return together(list, errs)

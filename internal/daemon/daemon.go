@@ -62,6 +62,12 @@ type Options struct {
 	// Inspect looks into the image of a template; nil means package inspect.
 	Inspect func(ctx context.Context, path, format string) (api.ImageInfo, error)
 
+	// Guests reaches into guests; nil means their agents.
+	Guests Guests
+	// RenewalsAtOnce bounds how many guests that were started warm are being given
+	// their identity at one time. 0 means one more than the number of processors.
+	RenewalsAtOnce int
+
 	// Seed and Watch stand in for seed.Build and boot.Watch in tests.
 	Seed  func(seed.Config) ([]byte, error)
 	Watch func(context.Context, boot.Sources, boot.Options) (boot.Result, error)
@@ -88,7 +94,10 @@ type Daemon struct {
 	stop   context.CancelCauseFunc
 	work   sync.WaitGroup
 	starts chan struct{} // a slot for each machine being started
-	closed sync.Once
+	// renewals has a slot for each guest that is being given its identity: apart from
+	// starts, so that in a bulk the consoles come first.
+	renewals chan struct{}
+	closed   sync.Once
 
 	// mu guards machines. Order of locks: machine.op,
 	// machine.recording, mu, machine.mu.
@@ -115,6 +124,12 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	if o.Inspect == nil {
 		o.Inspect = inspectFile
 	}
+	if o.Guests == nil {
+		o.Guests = agents{}
+	}
+	if o.RenewalsAtOnce == 0 {
+		o.RenewalsAtOnce = runtime.NumCPU() + 1
+	}
 	if o.Seed == nil {
 		o.Seed = seed.Build
 	}
@@ -125,7 +140,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 		o.StartsAtOnce = max(2, runtime.NumCPU())
 	}
 	d := &Daemon{opts: o, home: o.Home, log: o.Log, machines: make(map[string]*machine), shares: newShares(),
-		starts: make(chan struct{}, o.StartsAtOnce)}
+		starts: make(chan struct{}, o.StartsAtOnce), renewals: make(chan struct{}, o.RenewalsAtOnce)}
 	d.ctx, d.stop = context.WithCancelCause(context.Background())
 	if err := d.open(ctx); err != nil {
 		d.Close()

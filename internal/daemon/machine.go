@@ -53,6 +53,7 @@ type run struct {
 	install bool          // it is the install phase
 	again   bool          // started after one that failed while it booted
 	held    atomic.Bool   // paused by this daemon's guard
+	warm    *warmRun      // started warm; nil for a cold start
 	end     func()        // lets go of it: ends what watches it, not the process
 }
 
@@ -184,12 +185,18 @@ func (m *machine) describeBy(until time.Time) api.Machine {
 		Dir: m.dir, Spec: rec.Spec.WithoutSecrets(), DiskSize: m.d.store.DiskSize(rec), User: rec.User,
 		Stage: rec.Last.Stage, LoginIn: rec.Last.LoginIn, Problem: rec.Last.Problem, Exit: rec.Last.Exit,
 		Definition: shown(rec.Definition), Autostart: rec.Last.Autostart,
-		Labels: rec.Config.Labels, Base: rec.Digest, Warmth: rec.Warmth, Identity: rec.Identity,
+		Labels: rec.Config.Labels, Base: rec.Digest, Identity: rec.Identity,
 	}
 	if r != nil {
 		info := r.vm.Info()
 		out.Run, out.Memory, out.SSHPort = &info, m.d.shares.of(info.PID, until), sshPort(info.Forwards)
 		out.Stage, out.Exit = r.boot.stage(), nil
+		if r.warm != nil {
+			out.Warmth = rec.Warmth
+			// Its cards came while it ran.
+			info.Forwards = cardForwards(r.runningSpec())
+			out.SSHPort = sshPort(info.Forwards)
+		}
 	}
 	out.State = state(rec.Last, r, starting)
 	if r != nil {
@@ -229,6 +236,8 @@ func state(last store.Last, r *run, starting bool) api.MachineState {
 		switch {
 		case last.Problem != nil:
 			return api.Stuck
+		case r.warm != nil && r.warm.renewing.Load():
+			return api.Renewing
 		case last.Stage == boot.StageLogin:
 			return api.Login
 		case r.install:
@@ -247,6 +256,15 @@ func state(last store.Last, r *run, starting bool) api.MachineState {
 		return api.Crashed
 	}
 	return api.Stopped
+}
+
+// cardForwards are the forwarded ports of all cards.
+func cardForwards(s vm.Spec) []vm.Forward {
+	out := []vm.Forward{}
+	for _, n := range s.NICs {
+		out = append(out, n.Forwards...)
+	}
+	return out
 }
 
 // sshPort is the host port that leads to the guest's SSH server.
@@ -284,7 +302,11 @@ func (m *machine) adopt(ctx context.Context) error {
 		spec = rec.Definition.Install.Spec
 		m.beginInstall()
 	}
-	m.goOnStreaming(m.attach(machine, startOptions{}, spec, installing))
+	o := startOptions{}
+	if rec.Warmth != nil {
+		o.warmRun = &warmRun{fork: rec.Warmth.Unit == "", prompted: make(chan struct{})}
+	}
+	m.goOnStreaming(m.attach(machine, o, spec, installing))
 	return nil
 }
 

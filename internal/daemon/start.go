@@ -10,6 +10,7 @@ import (
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/guest/boot"
+	"github.com/lamina-vm/lamina/internal/progress"
 	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
@@ -23,6 +24,14 @@ type startOptions struct {
 	again bool
 	// install repeats an install phase that was interrupted.
 	install bool
+	// warm says whether it is started warm where it can be.
+	warm api.Warm
+	// wait is what the one who asked for it waits for.
+	wait api.WaitTo
+	// from is what it goes on from, nil to find out.
+	from *frozenStart
+	// warmRun is of a run that is started, or was, warm.
+	warmRun *warmRun
 	// wanted: only if the machine is wanted still (Last.Wanted), which a person
 	// who stops it meanwhile ends.
 	wanted bool
@@ -63,6 +72,14 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	if err := m.settle(ctx, nil, vm.Spec{}); err != nil {
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}
+	if o.boot == nil {
+		o.boot = newBootLog()
+	}
+	if o.from == nil {
+		if o.from, err = m.planWarm(ctx, o.warm, func(why string) { o.warn(m.name, why) }); err != nil {
+			return nil, fmt.Errorf("start %s: %w", m.name, err)
+		}
+	}
 	if err := m.intact(ctx); err != nil {
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}
@@ -76,12 +93,23 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	}
 	// On stable storage before there is a process: whatever happens now, the
 	// next daemon looks for it.
-	err = m.setRecord(func(rec *store.Machine) {
+	next := func(rec *store.Machine) {
 		rec.Last = rec.Last.Next()
 		if installing {
 			rec.Definition = inPhase(rec.Definition, api.InstallRuns)
 		}
-	})
+	}
+	if o.from == nil && before.Warmth == nil {
+		err = m.setRecord(next)
+	} else {
+		err = m.setRun(func(rec *store.Machine) {
+			next(rec)
+			rec.Warmth = o.from.warmth()
+			if o.from != nil {
+				rec.Identity = nil
+			}
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +117,7 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 		m.beginInstall()
 	}
 	wanted := before.Last.Wanted
-	machine, err := m.d.opts.Driver.Start(ctx, spec, m.dir)
+	machine, spec, err := m.startProcess(ctx, spec, &o)
 	if err != nil {
 		before.Last.Wanted = wanted && ctx.Err() != nil // the daemon ends: the next one does it
 		err = errors.Join(fmt.Errorf("start %s: %w", m.name, err),
@@ -101,6 +129,13 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	m.d.log.Info("started", "machine", m.name, "pid", info.PID, "accel", info.Accel)
 	if info.AccelNote != "" {
 		m.d.log.Warn("no KVM", "machine", m.name, "reason", info.AccelNote)
+	}
+	if o.from != nil {
+		took := time.Since(info.StartedAt)
+		o.boot.add(api.Event{Step: "boot", Machine: m.name, Text: "thawed after " + progress.Duration(took)})
+		o.warmRun = &warmRun{fork: o.from.unit == "", timeout: o.timeout, prompted: make(chan struct{})}
+	} else if before.Warmth != nil || m.known().Warmth != nil {
+		_ = m.setRun(func(rec *store.Machine) { rec.Warmth = nil }) // an error is logged
 	}
 	if wanted || before.Last.Fresh {
 		_ = m.setLast(func(l *store.Last) { l.Wanted, l.Fresh = false, false }) // an error is logged
@@ -159,7 +194,7 @@ func (m *machine) attach(machine vm.Machine, o startOptions, spec vm.Spec, insta
 	ctx, cancel := context.WithCancelCause(m.d.ctx)
 	var watchers sync.WaitGroup
 	r := &run{vm: machine, boot: o.boot, spec: spec, install: installing, again: o.again,
-		ended: make(chan struct{}), end: func() { cancel(errStopping) }}
+		warm: o.warmRun, ended: make(chan struct{}), end: func() { cancel(errStopping) }}
 	if r.boot == nil {
 		r.boot = newBootLog()
 	}
@@ -171,6 +206,8 @@ func (m *machine) attach(machine vm.Machine, o startOptions, spec vm.Spec, insta
 	m.d.guard.wake()
 	watchers.Go(func() { m.supervise(ctx, r) })
 	switch {
+	case r.warm != nil:
+		m.attachWarm(ctx, r, last, &watchers)
 	case last.Stage == boot.StageLogin && last.Problem == nil:
 		// Adopted at its login prompt: nothing to watch.
 		r.boot.add(api.Event{Step: "boot", Machine: m.name, Boot: &boot.Event{Stage: boot.StageLogin, Since: last.LoginIn}})

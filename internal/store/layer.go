@@ -227,7 +227,7 @@ func (s *Store) Verify(ctx context.Context, key string, progress func(done, tota
 	if err != nil {
 		return err
 	}
-	units, err := s.unitsOf(ctx, key)
+	units, err := s.UnitsOf(ctx, key)
 	if err != nil {
 		return err
 	}

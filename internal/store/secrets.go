@@ -26,16 +26,24 @@ func (s *Store) Secrets(id string) ([]byte, error) {
 // secrets, which are then forgotten; at once where it is there. Not for one
 // machine at the same time.
 func (s *Store) MakeSeed(m Machine, build func(secrets []byte) ([]byte, error)) error {
-	path := filepath.Join(s.Dir(m.ID), home.SeedFile)
+	if err := s.BuildSeed(m, build); err != nil {
+		return err
+	}
 	hidden := filepath.Join(s.Dir(m.ID), home.SecretsFile)
+	if err := os.Remove(hidden); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("seed of machine %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// BuildSeed is MakeSeed that keeps the secrets.
+func (s *Store) BuildSeed(m Machine, build func(secrets []byte) ([]byte, error)) error {
+	path := filepath.Join(s.Dir(m.ID), home.SeedFile)
 	_, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		err = s.makeSeed(m, path, build)
 	}
 	if err != nil {
-		return fmt.Errorf("seed of machine %s: %w", m.Name, err)
-	}
-	if err := os.Remove(hidden); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("seed of machine %s: %w", m.Name, err)
 	}
 	return nil

@@ -63,8 +63,8 @@ func (s *Store) FindUnit(ctx context.Context, template string, key vm.FrozenKey)
 	return list, err
 }
 
-// unitsOf lists the units of a template.
-func (s *Store) unitsOf(ctx context.Context, template string) ([]Unit, error) {
+// UnitsOf lists the units of a template, oldest first.
+func (s *Store) UnitsOf(ctx context.Context, template string) ([]Unit, error) {
 	return s.units(ctx, ` AND template = ?`, template)
 }
 
