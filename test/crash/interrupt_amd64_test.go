@@ -208,7 +208,7 @@ func (c verbCase) interrupt(t *testing.T, seed uint64) *interrupter {
 	}
 	defer func() { _ = output.Close() }()
 	in := &interrupter{dir: dir}
-	status, err := in.run(args, append(os.Environ(), asTool+"=1"), output)
+	status, err := in.run(args, append(os.Environ(), asTool+"=1", memoryLimit+"="), output)
 	if err != nil || status != 0 {
 		said, _ := os.ReadFile(output.Name())
 		t.Fatalf("status %d, %v\n%s", status, err, said)

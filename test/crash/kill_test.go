@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,9 +22,21 @@ import (
 // asTool makes the test binary the tool.
 const asTool = "LAMINA_CRASH_AS_TOOL"
 
+// memoryLimit is the Go runtime's; the tool that is run has its own limit.
+const memoryLimit = "GOMEMLIMIT"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(asTool) != "" {
 		os.Exit(qemuimg.Main("lamina img", os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	// The tests clone small files by the ten thousand: with the usual few MiB
+	// of heap the collector and the kernel's page faults take most of the time.
+	// The variable keeps the tool from setting a limit of its own.
+	const heap = 400 << 20
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(heap)
+	if err := os.Setenv(memoryLimit, strconv.Itoa(heap)); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -35,7 +49,7 @@ func startTool(t *testing.T, dir, line string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, strings.Fields(strings.ReplaceAll(line, "@", dir+"/"))...)
-	cmd.Env = append(os.Environ(), asTool+"=1")
+	cmd.Env = append(os.Environ(), asTool+"=1", memoryLimit+"=")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
