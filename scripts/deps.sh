@@ -9,7 +9,7 @@ packages=(
   # the stock tools that the tests compare with
   qemu-utils hyperfine virtinst libosinfo-bin osinfo-db
   # libvirt: the daemon of the tests, its tools and its networks' DHCP server
-  libvirt-daemon-system libvirt-clients dnsmasq-base iproute2 netcat-openbsd tini
+  libvirt-daemon-system libvirt-clients dnsmasq-base iproute2 netcat-openbsd openssh-server tini
   # the race detector's C library (the product itself uses no cgo)
   gcc libc6-dev
   # the test guests' builders
