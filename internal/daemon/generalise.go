@@ -118,6 +118,9 @@ func (m *machine) generalise(ctx context.Context, dir, disk string, timeout time
 	for _, f := range report.Failed {
 		s.send(api.Event{Machine: m.name, Warning: "could not be taken out: " + f.String()})
 	}
+	for _, k := range report.Kept {
+		s.send(api.Event{Step: "generalise", Machine: m.name, Text: "kept " + k.String()})
+	}
 	return generalised(ctx, disk)
 }
 

@@ -265,6 +265,11 @@ func TestBootMenuAndDirty(t *testing.T) {
 	if i := lookAt(t, disk).Info; i.Note != want || i.OS != "" {
 		t.Errorf("%+v", i)
 	}
+	apart := system()
+	delete(apart, "usr/lib/os-release")
+	if i := lookAt(t, ext(t, 16*mib, "ext4", apart)).Info; i.OS != "" || !strings.Contains(i.Note, "a /usr of its own") {
+		t.Errorf("%+v", i)
+	}
 	path := extFile(t, 16*mib, "ext4", system())
 	tool(t, "", "debugfs", "-w", "-R", "ssv state 0", path)
 	if i := lookIn(t, path).Info; i.OS != "debian12" || i.Note != "the disk was not unmounted: what only its journal holds is not seen" {

@@ -74,6 +74,14 @@ func (r release) name() string {
 // database names releases; known asks a database whether it has an id. It
 // returns "" for a system that no rule is for, and that known does not know.
 func (r release) id(known func(string) bool) string {
+	id := r.rule(known)
+	if strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789.-") != "" {
+		return "" // of what an image says only names go on
+	}
+	return id
+}
+
+func (r release) rule(known func(string) bool) string {
 	version := r["VERSION_ID"]
 	major, minor, _ := strings.Cut(version, ".")
 	pretty := r["PRETTY_NAME"]

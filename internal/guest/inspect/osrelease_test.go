@@ -65,6 +65,7 @@ func TestOSNames(t *testing.T) {
 		{"ID=lamina-small\nVERSION_ID=1", ""},
 		{"ID=linuxmint\nVERSION_ID=\"21\"", ""},
 		{"NAME=x", ""},
+		{"ID=debian\nVERSION_ID='12 or so'", ""},
 	} {
 		got := parseRelease([]byte(c.release)).id(known)
 		if got != c.want {

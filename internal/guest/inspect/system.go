@@ -56,7 +56,12 @@ func (l *look) findSystem() (*tree.Tree, release) {
 			r, err = readRelease(t)
 		}
 		switch {
-		case errors.Is(err, errors.ErrUnsupported), errors.Is(err, errNoSystem):
+		case errors.Is(err, errors.ErrUnsupported):
+		case errors.Is(err, errNoSystem):
+			// A link to what lies on another partition.
+			if st, err := t.Lstat("etc/os-release"); err == nil && st.Type == fs.ModeSymlink {
+				l.note("the /etc of a system is on %s, and its os-release is not: perhaps it has a /usr of its own", volumeName(*v))
+			}
 		case err != nil:
 			l.note("%s cannot be read: %v", volumeName(*v), err)
 		case root != nil:

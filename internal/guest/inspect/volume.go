@@ -98,7 +98,8 @@ func identify(p part) content {
 // that the older ones do not have.
 func identifyExt(p part) content {
 	b := p.bytes(1024, 256)
-	if b == nil || le.Uint16(b[0x38:]) != 0xef53 {
+	// The magic number has two bytes, which may be there by chance.
+	if b == nil || le.Uint16(b[0x38:]) != 0xef53 || le.Uint32(b) == 0 || le.Uint32(b[0x18:]) > 6 || le.Uint32(b[0x4c:]) > 1 {
 		return content{}
 	}
 	compat, incompat, roCompat := le.Uint32(b[0x5c:]), le.Uint32(b[0x60:]), le.Uint32(b[0x64:])
