@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
 )
 
@@ -72,20 +73,66 @@ func workUntilKilled(work string) error {
 			err = install(ctx, s)
 		case "undo":
 			err = undoAll(ctx, s)
-		default:
-			err = workOnLayers(ctx, s, work, dir)
 		case "everything":
 			if _, _, err = s.Import(ctx, Import{Path: image, Name: "one"}, nil); err == nil {
 				err = clone(ctx, s, fmt.Sprintf("m-%d", n), fmt.Sprintf("n-%d", n))
 			}
-			if err == nil && n%3 == 2 {
-				err = errors.Join(removeAll(ctx, s), s.RemoveTemplate(ctx, "one"))
+			if err == nil {
+				err = layersOf(ctx, s, dir, fmt.Sprintf("m-%d", n))
 			}
+			if err == nil && n%3 == 2 {
+				_, err = s.Prune(ctx, api.PruneRequest{All: true}, PruneOptions{})
+				err = errors.Join(err, removeAll(ctx, s), s.RemoveTemplate(ctx, "one"))
+			}
+		default:
+			err = workOnLayers(ctx, s, work, dir)
 		}
 		if err != nil || work != "everything" {
 			return errors.Join(err, s.Close())
 		}
 	}
+}
+
+// layersOf does to one machine what makes, moves and removes layers.
+func layersOf(ctx context.Context, s *Store, dir, name string) error {
+	m, err := s.Machine(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := appendTo(s.Disk(m), name); err != nil {
+		return err
+	}
+	for i, f := range []func() error{
+		func() error { _, _, err := s.CloneMachine(ctx, m.ID, bare(name+"-a", name+"-b"), nil); return err },
+		func() error {
+			if _, err := s.BeginFreeze(ctx, m.ID, bare(name+"-c"), nil); err != nil {
+				return err
+			}
+			_, _, err := s.CommitFreeze(ctx, m.ID)
+			return err
+		},
+		func() error { _, err := makeUnit(ctx, s, "one"); return err },
+		func() error {
+			return s.Export(ctx, "one", api.ExportRequest{Path: filepath.Join(dir, "exported"), Force: true}, nil)
+		},
+		func() error { _, err := s.Rebase(ctx, m.ID, "one", nil); return err },
+		func() error { _, err := s.Flatten(ctx, m.ID, nil); return err },
+		func() error {
+			t, _, err := s.CommitMachine(ctx, m.ID, "", false)
+			if err == nil {
+				_, err = s.Rebase(ctx, m.ID, "one", nil)
+			}
+			if err == nil {
+				err = s.RemoveTemplate(ctx, t.Name)
+			}
+			return err
+		},
+	} {
+		if err := f(); err != nil {
+			return fmt.Errorf("operation %d: %w", i, err)
+		}
+	}
+	return nil
 }
 
 func clone(ctx context.Context, s *Store, names ...string) error {
@@ -218,7 +265,7 @@ func TestKilledAtAnyInstant(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(20*time.Millisecond + rand.N(80*time.Millisecond))
+		time.Sleep(20*time.Millisecond + rand.N(200*time.Millisecond))
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -230,5 +277,9 @@ func TestKilledAtAnyInstant(t *testing.T) {
 				t.Error(err)
 			}
 		})
+		left, err := filepath.Glob(filepath.Join(dir, ".*.tmp"))
+		if err != nil || len(left) > 0 {
+			t.Errorf("left: %q, %v", left, err)
+		}
 	}
 }

@@ -1,5 +1,16 @@
-// Package store keeps templates and machines on disk, and the state database
-// that says what of it is real.
+// Package store keeps templates, layers, warm units and machines on disk, and the
+// state database that says what of it is real.
+//
+// # What lies where
+//
+// A layer is an immutable qcow2 image with a row in the table templates. Whole images
+// lie in home.Templates, those that name a base in home.Layers; a machine's own
+// layer, the only image that is written to, in its folder. A base is named
+// relative to the image that names it, and home.Layers is as deep as a machine's
+// folder, so an own layer becomes a layer for others without a change to it.
+// What was imported, or made of a stopped machine, is named by the SHA-256 of its
+// file; a layer frozen while its machine ran, or of a warm unit, by a random id, with
+// the digest recorded when it has been computed.
 //
 // # What survives what
 //
@@ -12,13 +23,27 @@
 //	        folders; commit the row as ready
 //	remove: commit the row as removing; remove the files; sync the folder;
 //	        delete the row
+//	change: commit the intent (disk_changes); make the machine's next image
+//	        beside the present one; commit which is the machine's; remove the
+//	        other one, or seal it as a layer; delete the intent
 //
 // So a process that is killed, or a host that loses power, at any instant
-// leaves either nothing, or a row that [Open] undoes (creating) or finishes
-// (removing). SQLite runs with a write-ahead log that is synced at each commit.
+// leaves either nothing, or a row that [Open] undoes (creating, a change that was
+// begun) or finishes (removing, a change that was decided). A change of the
+// disk of a machine that may run is settled by [Store.SettleFreeze], as QEMU, which
+// outlives the daemon, decides it. SQLite runs with a write-ahead log that is
+// synced at each commit. Triggers keep a layer that a machine, layer or warm unit
+// needs from being removed; frozen layers go with the last that needs them.
 // A file that no row names is never removed, except the store's own temporary
 // files: with a database lost or restored from an old copy, the disks of
 // machines are worth more than the space. [Open] reports such files.
+//
+// # Who may change a layer
+//
+// Nobody. Its file has mode 0444 and, where the file system has that and the
+// process the right to it, the immutable flag. Its size, times and inode are recorded
+// after the last change of those, and compared, along the whole chain, before
+// anything is made of it or started over it.
 package store
 
 import (
