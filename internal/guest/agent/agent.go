@@ -145,7 +145,7 @@ func Dial(ctx context.Context, laminaSocket, qgaSocket string) (*Conn, error) {
 
 // preferOwn is how much longer than QEMU's agent Lamina's own may take to be
 // preferred: it answers in one message where the other needs many.
-const preferOwn = 300 * time.Millisecond
+const preferOwn = time.Second
 
 // drop closes what a dial that nobody waits for may still bring.
 func drop[T any](ch <-chan T, closeIt func(T), ok func(T) bool) {

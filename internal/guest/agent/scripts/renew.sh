@@ -56,8 +56,8 @@ renew_clock() {
 renew_hostname() {
     echo "$host" >/proc/sys/kernel/hostname
     echo "$host" >/etc/hostname
-    entry="127.0.1.1 $fqdn"
-    [ "$fqdn" = "$host" ] || entry="$entry $host"
+    # As cloud-init writes it, which would add its own else.
+    entry="127.0.1.1 $fqdn $host"
     hosts= seen=
     if [ -r /etc/hosts ]; then
         while IFS= read -r line || [ -n "$line" ]; do
@@ -251,7 +251,8 @@ renew_user() {
 # --- cloud-init --------------------------------------------------------------
 
 # keep_instance gives the instance that cloud-init has configured another name,
-# so that a cold boot with the machine's own seed finds it configured.
+# so that a cold boot with the machine's own seed finds it configured. What it
+# keeps of the seed goes: a boot would take the host name from there.
 keep_instance() {
     if [ -d /lib/lamina ]; then
         echo "$instance_id" >/var/lib/lamina/instance-id
@@ -265,6 +266,9 @@ keep_instance() {
     if [ -n "$old" ] && [ -d "$c/instances/$old" ] && [ ! -e "$c/instances/$instance_id" ]; then
         mv "$c/instances/$old" "$c/instances/$instance_id" || problem "cloud-init's instance $old could not be renamed"
     fi
+    i=$c/instances/$instance_id
+    rm -rf $c/data/set-hostname "$i/obj.pkl" "$i/datasource" "$i/cloud-config.txt" "$i/user-data.txt" "$i/user-data.txt.i" \
+        "$i"/vendor-* "$i/scripts" "$i/handlers"
     ln -sfn "$c/instances/$instance_id" $c/instance
     echo "$instance_id" >$c/data/instance-id
     echo "${old:-NO_PREVIOUS_INSTANCE_ID}" >$c/data/previous-instance-id
