@@ -18,6 +18,7 @@ import (
 type cloneOptions struct {
 	machineFlags
 	waitFlags
+	heatFlags
 	start bool
 	json  bool
 }
@@ -28,7 +29,8 @@ func newClone(a *app) *cobra.Command {
 		Use:   "clone TEMPLATE|MACHINE NAME... [OPTIONS]",
 		Short: "Make machines of a template or of a machine",
 		Long: `Make machines of a template, each a thin overlay of some KiB and a seed of its
-own. They are not started unless --start is given.
+own. They are not started unless --start is given; where the template has a warm
+unit that fits (` + "`lamina template warm`" + `), they are at their prompts in a moment.
 
 Where no template has that name, a machine is cloned: its disk becomes a layer that
 nobody changes any more, and it and its clones go on over that, each on a layer of
@@ -48,6 +50,7 @@ Quote it, so that it is one word. Nothing is made if one of the names is taken.`
 	cmd.Flags().BoolVar(&o.start, "start", false, "start the machines and follow their boots")
 	o.machineFlags.register(cmd)
 	o.waitFlags.register(cmd)
+	o.heatFlags.register(cmd)
 	jsonFlag(cmd, &o.json)
 	quietFlag(cmd, a)
 	ownOnly(cmd, a, "thin clones need a template of Lamina")
@@ -55,11 +58,11 @@ Quote it, so that it is one word. Nothing is made if one of the names is taken.`
 }
 
 func (o *cloneOptions) run(ctx context.Context, a *app, template string, patterns []string) error {
-	if err := o.check(); err != nil {
+	if err := errors.Join(o.waitFlags.check(), o.heatFlags.check()); err != nil {
 		return err
 	}
-	if (o.noWait || o.timeout != 0) && !o.start {
-		return usagef("--no-wait and --timeout say how to follow a boot: they need --start")
+	if (o.noWait || o.timeout != 0 || o.given()) && !o.start {
+		return usagef("--no-wait, --timeout, --wait, --warm and --cold say how to start and follow a boot: they need --start")
 	}
 	if _, err := names.ExpandMachines(patterns); err != nil {
 		return usageError{err}
@@ -106,13 +109,17 @@ func (o *cloneOptions) make(ctx context.Context, a *app, c *client.Client, ref s
 		if err != nil {
 			return nil, err
 		}
-		return c.Clone(ctx, api.CloneRequest{Template: ref, Names: patterns, MachineConfig: cfg, Start: o.start, NoWait: o.noWait, Timeout: o.timeout}, f.event)
+		warm, wait := o.heat()
+		return c.Clone(ctx, api.CloneRequest{Template: ref, Names: patterns, MachineConfig: cfg, Start: o.start, NoWait: o.noWait, Timeout: o.timeout, Warm: warm, Wait: wait}, f.event)
 	}
 	if _, merr := c.Machine(ctx, ref); merr != nil {
 		if isNotFound(merr) {
 			return nil, err
 		}
 		return nil, merr
+	}
+	if o.heatFlags.warm {
+		return nil, usagef("--warm: clones of a machine boot; `lamina fork %s` makes running copies of one that runs", ref)
 	}
 	a.note("no template is called %s: cloning the machine", ref)
 	return c.CloneMachine(ctx, ref, api.CloneMachineRequest{Names: patterns, MachineConfig: cfg, Start: o.start, NoWait: o.noWait, Timeout: o.timeout}, f.event)

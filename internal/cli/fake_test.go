@@ -134,6 +134,7 @@ func (d *fakeDaemon) routes() http.Handler {
 	d.layerRoutes(handle)
 	d.fleetRoutes(handle)
 	d.machineRoutes(handle)
+	d.warmRoutes(handle)
 	return mux
 }
 

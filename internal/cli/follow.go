@@ -32,7 +32,7 @@ func (a *app) follow(title string) *follower {
 var steps = map[string]string{
 	"download": "downloading", "verify": "verifying", "import": "importing", "overlay": "making its disk",
 	"seed": "writing its seed", "freeze": "freezing its disk", "flatten": "copying what it reads of its templates",
-	"rebase": "comparing", "export": "writing", "commit": "making its layer a template", "generalise": "taking out its identity", "start": "starting", "boot": "booting", "stop": "stopping",
+	"rebase": "comparing", "export": "writing", "commit": "making its layer a template", "generalise": "taking out its identity", "start": "starting", "warm": "warming", "fork": "forking", "boot": "booting", "stop": "stopping",
 }
 
 // event shows one event. It is a client.EventFunc.
@@ -166,13 +166,25 @@ func (a *app) explain(p *boot.Problem) {
 // reached says that a machine is there, and how to get in. Of one of many it
 // is a line.
 func (a *app) reached(m api.Machine, many bool) error {
+	if w := m.Warmth; w != nil && w.Problem != "" {
+		a.note("lamina: %s: %s", m.Name, progress.Clean(w.Problem))
+	}
+	if many && m.State == api.Login && m.Warmth != nil {
+		return a.printf("%s is ready after %s: lamina ssh %s\n", m.Name, progress.Duration(m.Warmth.Ready), m.Name)
+	}
 	if many && m.State == api.Login {
 		return a.printf("%s is at its login prompt after %s: lamina ssh %s\n", m.Name, progress.Duration(m.LoginIn), m.Name)
 	}
 	var b strings.Builder
 	switch m.State {
 	case api.Login:
+		if m.Warmth != nil {
+			fmt.Fprintf(&b, "%s is ready after %s, and was at its prompt after %s\n", m.Name, progress.Duration(m.Warmth.Ready), progress.Duration(m.Warmth.Prompt))
+			break
+		}
 		fmt.Fprintf(&b, "%s is at its login prompt after %s\n", m.Name, progress.Duration(m.LoginIn))
+	case api.Renewing:
+		fmt.Fprintf(&b, "%s is at its prompt; its guest is becoming itself\n", m.Name)
 	case api.Starting, api.Running:
 		fmt.Fprintf(&b, "%s runs; its boot is not waited for\n", m.Name)
 	default:

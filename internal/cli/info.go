@@ -72,6 +72,22 @@ func infoText(m api.Machine) string {
 	if m.LoginIn > 0 {
 		put("login", "%s after its start", progress.Duration(m.LoginIn))
 	}
+	if w := m.Warmth; w != nil {
+		from := "a fork"
+		if w.Unit != "" {
+			from = "warm unit " + w.Unit
+		}
+		put("warm", "from %s: prompt after %s, ready after %s", from, progress.Duration(w.Prompt), progress.Duration(w.Ready))
+		if w.Problem != "" {
+			put("problem", "%s", w.Problem)
+		}
+	}
+	if i := m.Identity; i != nil {
+		put("identity", "host name %s, machine-id %s, addresses %s", i.Hostname, i.MachineID, strings.Join(i.Addresses, " "))
+		for _, k := range i.HostKeys {
+			put("host key", "%s", k)
+		}
+	}
 	if m.Digest != "" {
 		put("template", "%s (sha256 %.12s)", shortDigest(m.Template), m.Digest)
 	}

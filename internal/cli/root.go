@@ -79,7 +79,7 @@ func newRoot(a *app) *cobra.Command {
 		}
 	}
 	add(groupMachines, newRun(a), newClone(a), newLs(a), newInfo(a), newSSH(a), newConsole(a),
-		newScreen(a), newLogs(a), newStart(a), newStop(a), newKill(a), newAutostart(a), newAttach(a), newDetach(a), newResize(a), newMedia(a), newCheck(a), newSnapshot(a), newCommit(a), newFlatten(a), newRebase(a), newEvents(a), newFleet(a), newInstall(), newRm(a))
+		newScreen(a), newLogs(a), newStart(a), newStop(a), newKill(a), newAutostart(a), newAttach(a), newDetach(a), newResize(a), newMedia(a), newCheck(a), newSnapshot(a), newFork(a), newCommit(a), newFlatten(a), newRebase(a), newEvents(a), newFleet(a), newInstall(), newRm(a))
 	add(groupImages, newPull(a), newTemplate(a), newPrune(a), newSpace(a), newImg())
 	add(groupOther, newExplain(a), newDaemon(a), newVersion(a), newCompletion())
 	root.AddCommand(newMan())

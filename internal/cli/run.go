@@ -16,6 +16,7 @@ import (
 type runOptions struct {
 	machineFlags
 	waitFlags
+	heatFlags
 	name   string
 	format string
 	attach bool
@@ -52,6 +53,7 @@ Ctrl-C ends the waiting, not the machine.`,
 	choice(cmd, &o.format, "format", "`FORMAT` of the image; raw is not found out by itself where that is unsafe", formats)
 	o.machineFlags.register(cmd)
 	o.waitFlags.register(cmd)
+	o.heatFlags.register(cmd)
 	fs.BoolVar(&o.attach, "attach", false, "give the serial console at once; Ctrl-] leaves it")
 	jsonFlag(cmd, &o.json)
 	quietFlag(cmd, a)
@@ -69,7 +71,7 @@ func quietFlag(cmd *cobra.Command, a *app) {
 }
 
 func (o *runOptions) run(ctx context.Context, a *app, image string) error {
-	if err := o.check(); err != nil {
+	if err := errors.Join(o.waitFlags.check(), o.heatFlags.check()); err != nil {
 		return err
 	}
 	if err := oneOf("format", o.format, formats); err != nil {
@@ -88,6 +90,7 @@ func (o *runOptions) run(ctx context.Context, a *app, image string) error {
 		return err
 	}
 	req := api.RunRequest{Image: ref, Format: o.format, Name: o.name, MachineConfig: cfg, NoWait: o.noWait || o.attach, Timeout: o.timeout}
+	req.Warm, req.Wait = o.heat()
 	f := a.follow(image)
 	m, err := c.Run(ctx, req, f.event)
 	f.end()

@@ -14,6 +14,7 @@ import (
 
 type startOptions struct {
 	waitFlags
+	heatFlags
 	install bool
 	json    bool
 }
@@ -34,6 +35,7 @@ not the machines.
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
 	}
 	o.waitFlags.register(cmd)
+	o.heatFlags.register(cmd)
 	cmd.Flags().BoolVar(&o.install, "install", false, "repeat an install phase that was interrupted")
 	jsonFlag(cmd, &o.json)
 	quietFlag(cmd, a)
@@ -42,7 +44,7 @@ not the machines.
 }
 
 func (o *startOptions) run(ctx context.Context, a *app, patterns []string) error {
-	if err := o.check(); err != nil {
+	if err := errors.Join(o.waitFlags.check(), o.heatFlags.check()); err != nil {
 		return err
 	}
 	c, list, err := a.selected(ctx, patterns)
@@ -50,6 +52,7 @@ func (o *startOptions) run(ctx context.Context, a *app, patterns []string) error
 		return err
 	}
 	req := api.StartRequest{NoWait: o.noWait, Timeout: o.timeout, Install: o.install}
+	req.Warm, req.Wait = o.heat()
 	return a.each(ctx, list, o.json, max(2, runtime.NumCPU()), func(ctx context.Context, m api.Machine) (api.Machine, error) {
 		f := a.follow(m.Name)
 		got, err := c.Start(ctx, m.Name, req, named(m.Name, f.event))

@@ -27,7 +27,7 @@ machine needs it.`,
 		Example: "  lamina template import debian.qcow2 --name web-template\n  lamina template ls",
 	}
 	return verbs(cmd, newTemplateImport(a), newTemplateCreate(a), newTemplateLs(a), newTemplateInfo(a), newTemplateTree(a),
-		newTemplateVerify(a), newTemplateTag(a), newTemplateExport(a), newTemplateRm(a))
+		newTemplateVerify(a), newTemplateWarm(a), newTemplateUnits(a), newTemplateCool(a), newTemplateTag(a), newTemplateExport(a), newTemplateRm(a))
 }
 
 func newTemplateImport(a *app) *cobra.Command {
