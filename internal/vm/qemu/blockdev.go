@@ -9,6 +9,7 @@ type blockNode struct {
 	Filename     string      `json:"filename,omitempty"`
 	AIO          vm.IO       `json:"aio,omitempty"`
 	ReadOnly     bool        `json:"read-only"`
+	AutoReadOnly bool        `json:"auto-read-only,omitempty"`
 	Cache        blockCache  `json:"cache"`
 	Discard      string      `json:"discard"`
 	DetectZeroes string      `json:"detect-zeroes,omitempty"`
@@ -60,8 +61,12 @@ func (c config) blockdev(d vm.Disk, id string) blockNode {
 			Filename: d.Path,
 			AIO:      d.IO,
 			ReadOnly: d.ReadOnly,
-			Cache:    cache,
-			Discard:  discard,
+			// An image that becomes a layer below another is opened once more,
+			// only to be read; without this QEMU opens it to write again at the
+			// next change of the graph, and by then its name is another one.
+			AutoReadOnly: !d.ReadOnly,
+			Cache:        cache,
+			Discard:      discard,
 		},
 	}
 	switch {

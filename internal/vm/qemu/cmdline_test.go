@@ -39,7 +39,7 @@ func TestCommandLine(t *testing.T) {
 		"-device isa-serial,chardev=serial0",
 		"-display none", "-device VGA,id=vga0", "-vnc unix:vnc.sock",
 		`-blockdev {"driver":"qcow2","node-name":"disk0","read-only":false,"cache":{"direct":true,"no-flush":false},"discard":"unmap","detect-zeroes":"unmap",` +
-			`"file":{"driver":"file","filename":"/m/disk.qcow2","read-only":false,"cache":{"direct":true,"no-flush":false},"discard":"unmap"}}`,
+			`"file":{"driver":"file","filename":"/m/disk.qcow2","read-only":false,"auto-read-only":true,"cache":{"direct":true,"no-flush":false},"discard":"unmap"}}`,
 		"-device virtio-blk-pci,drive=disk0,id=disk0-device,write-cache=on,serial=S1,bootindex=1",
 		"-netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80",
 		"-device virtio-net-pci,netdev=net0,id=net0-device,mac=52:54:00:00:00:01,romfile=",
@@ -181,12 +181,12 @@ func TestBlockdev(t *testing.T) {
 		"block device": {
 			vm.Disk{Path: "/dev/sdz", Format: "raw", Cache: vm.CacheDirectsync},
 			`{"driver":"raw","node-name":"disk7","read-only":false,"cache":{"direct":true,"no-flush":false},"discard":"ignore",` +
-				`"file":{"driver":"host_device","filename":"/dev/sdz","read-only":false,"cache":{"direct":true,"no-flush":false},"discard":"ignore"}}`,
+				`"file":{"driver":"host_device","filename":"/dev/sdz","read-only":false,"auto-read-only":true,"cache":{"direct":true,"no-flush":false},"discard":"ignore"}}`,
 		},
 		"unsafe": {
 			vm.Disk{Path: "/d", Format: "qcow2", Cache: vm.CacheUnsafe},
 			`{"driver":"qcow2","node-name":"disk7","read-only":false,"cache":{"direct":false,"no-flush":true},"discard":"ignore",` +
-				`"file":{"driver":"file","filename":"/d","read-only":false,"cache":{"direct":false,"no-flush":true},"discard":"ignore"}}`,
+				`"file":{"driver":"file","filename":"/d","read-only":false,"auto-read-only":true,"cache":{"direct":false,"no-flush":true},"discard":"ignore"}}`,
 		},
 	} {
 		if got := encode(conf.blockdev(c.disk, "disk7")); got != c.want {

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -29,18 +30,26 @@ func TestLayers(t *testing.T) {
 	if err := m.SnapshotDisks(ctx, map[string]string{"vda": filepath.Join(dir, "missing")}); err == nil {
 		t.Error("an overlay that is not there")
 	}
-	below := first
+	below, frozen := first, ""
 	for _, name := range []string{"one", "two"} {
+		// What is frozen has another name from then on, as in the store.
 		over := filepath.Join(filepath.Dir(first), name)
-		qemutest.Img(t, "create", "-f", "qcow2", "-b", below, "-F", "qcow2", over)
+		frozen = over + "-layer"
+		if err := os.Link(below, frozen); err != nil {
+			t.Fatal(err)
+		}
+		qemutest.Img(t, "create", "-f", "qcow2", "-b", frozen, "-F", "qcow2", over)
 		if err := m.SnapshotDisks(ctx, map[string]string{"vda": over}); err != nil {
 			t.Fatal(err)
 		}
+		if err := os.Remove(below); err != nil {
+			t.Fatal(err)
+		}
 		// QEMU lets go of the lock of what it only reads.
-		qemutest.Img(t, "info", below)
+		qemutest.Img(t, "info", frozen)
 		below = over
 	}
-	requireFrozen(t, first)
+	requireFrozen(t, frozen)
 	if got := m.RunningSpec().Disks[0].Path; got != below {
 		t.Errorf("the machine writes to %s by its spec", got)
 	}
