@@ -121,7 +121,7 @@ func (d *Daemon) fleetGoal(ctx context.Context, f api.Fleet) (*fleet.Goal, error
 	for i := range f.Groups {
 		g := &f.Groups[i]
 		if err := d.checkGroup(f.Name, g, templates[g.Template]); err != nil {
-			return nil, fmt.Errorf("fleet %s: group %s: %w", f.Name, g.Name, err)
+			return nil, inGroup(f.Name, g.Name, err)
 		}
 	}
 	return goal, nil
@@ -133,13 +133,37 @@ func (d *Daemon) checkGroup(name string, g *api.FleetGroup, t api.Template) erro
 	if g.DiskSize != 0 && g.DiskSize < t.VirtualSize {
 		return api.Errorf(api.CodeInvalid, "a disk of %d bytes is smaller than its template %s with %d", g.DiskSize, g.Template, t.VirtualSize)
 	}
-	n, err := d.seatMachine(name, seat, t)
-	if err != nil || n.Seed == nil {
-		return err
-	}
-	// The user-data and the keys are looked at when a seed is made.
-	_, err = n.Seed()
+	_, err := d.seatMachine(name, seat, t, true)
 	return err
+}
+
+// checkWarmUnits says what keeps machines that a plan makes from being started warm,
+// where they must be.
+func (d *Daemon) checkWarmUnits(ctx context.Context, f api.Fleet, plan api.FleetPlan) error {
+	for i := range f.Groups {
+		g := &f.Groups[i]
+		made := slices.ContainsFunc(plan.Steps, func(s api.FleetStep) bool { return s.Group == g.Name && s.Do == fleet.DoCreate })
+		if g.Warm != api.WarmMust || !made {
+			continue
+		}
+		t, err := d.store.Template(ctx, g.Digest)
+		if err != nil {
+			return err
+		}
+		n, err := d.seatMachine(f.Name, fleet.Seat{Name: g.Name + "-1", Group: g, Ports: g.Ports}, t, false)
+		if err == nil {
+			err = d.overUnit(ctx, t, []store.NewMachine{n}, g.Warm)
+		}
+		if err != nil {
+			return inGroup(f.Name, g.Name, err)
+		}
+	}
+	return nil
+}
+
+// inGroup says which group an error is about, also where it has a code already.
+func inGroup(name, group string, err error) error {
+	return &api.Error{Code: apiError(err).Code, Message: fmt.Sprintf("fleet %s: group %s: %v", name, group, err)}
 }
 
 // noTemplate says which template may have been meant.
@@ -201,6 +225,9 @@ func (d *Daemon) planFleet(ctx context.Context, req api.FleetRequest) (*fleet.Go
 	}
 	if err == nil && req.Hash != "" && req.Hash != plan.Hash {
 		err = api.Errorf(api.CodeInvalid, "fleet %s: what is to be done is not what was shown any more: a machine or a template has changed meanwhile: look at the plan again", req.Fleet.Name)
+	}
+	if err == nil {
+		err = d.checkWarmUnits(ctx, goal.Fleet, plan)
 	}
 	return goal, plan, err
 }
@@ -369,10 +396,18 @@ func (d *Daemon) getFleets(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := make([]api.FleetState, 0, len(list))
-	for _, rec := range list {
-		out = append(out, d.describeFleet(r.Context(), rec))
+	// Beside each other: one whose machines do not answer takes its time.
+	out := make([]api.FleetState, len(list))
+	slots := make(chan struct{}, 16)
+	var group sync.WaitGroup
+	for i, rec := range list {
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			out[i] = d.describeFleet(r.Context(), rec)
+		})
 	}
+	group.Wait()
 	answer(w, out)
 	return nil
 }

@@ -5,14 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/fleet"
-	"github.com/lamina-vm/lamina/internal/guest/agent"
-	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/names"
 	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
@@ -100,16 +98,11 @@ func (m *machine) view() fleet.View {
 		return v
 	}
 	v.StartedAt, v.Forwards = out.Run.StartedAt, out.Run.Forwards
-	if lamina, qga := m.agentSockets(); lamina != "" || qga != "" {
-		v.Agent = func(ctx context.Context) error {
-			c, err := agent.Dial(ctx, lamina, qga)
-			if err != nil {
-				return err
-			}
-			return c.Close()
-		}
-	}
 	if r := m.running(); r != nil {
+		if lamina, qga := agentSockets(m.dir, r.runningSpec()); lamina != "" || qga != "" {
+			v.Agent = func(ctx context.Context) error { return m.askGuest(ctx, lamina, qga, nil) }
+			v.Confirm = func(ctx context.Context) error { return m.askGuest(ctx, lamina, qga, m.isItself) }
+		}
 		if asks, ok := r.vm.(vm.ForwardProber); ok {
 			v.Reached = asks.Reached
 		}
@@ -117,60 +110,111 @@ func (m *machine) view() fleet.View {
 	return v
 }
 
+// askGuest connects to the agent in a guest, and asks it with ask if that is not nil.
+func (m *machine) askGuest(ctx context.Context, lamina, qga string, ask func(context.Context, Guest) error) (err error) {
+	g, err := m.d.opts.Guests.Open(ctx, lamina, qga)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.Close()) }()
+	if ask == nil {
+		return nil
+	}
+	return ask(ctx, g)
+}
+
+// isItself asks a guest whether its host name is the one that its seed says.
+func (m *machine) isItself(ctx context.Context, g Guest) error {
+	res, err := g.Run(ctx, "hostname", nil)
+	if err != nil {
+		return err
+	}
+	rec := m.known()
+	want := cmp.Or(rec.Config.Hostname, names.Hostname(rec.Name))
+	// It may say its domain too.
+	got, _, _ := strings.Cut(strings.TrimSpace(string(res.Output)), ".")
+	if res.Status != 0 || !strings.EqualFold(got, want) {
+		return fmt.Errorf("it says that it is %.64q, not %q", got, want)
+	}
+	return nil
+}
+
 // Create implements [fleet.Host].
 func (h *fleetHost) Create(ctx context.Context, seats []fleet.Seat) error {
 	if err := h.d.guard.haveRoom("new machines"); err != nil {
 		return err
 	}
-	templates := make(map[string]api.Template)
-	todo := make(map[string][]store.NewMachine)
-	var order []string
-	for _, s := range seats {
-		t, ok := templates[s.Digest]
-		if !ok {
-			var err error
-			if t, err = h.d.store.Template(ctx, s.Digest); err != nil {
-				return err
-			}
-			if !names.IsDigest(s.Group.Template) {
-				t.Name = s.Group.Template // of several that it may have
-			}
-			templates[s.Digest], order = t, append(order, s.Digest)
+	for len(seats) > 0 {
+		g := seats[0].Group
+		n := 1
+		for n < len(seats) && seats[n].Group == g {
+			n++
 		}
-		n, err := h.d.seatMachine(h.goal.Fleet.Name, s, t)
-		if err != nil {
-			return fmt.Errorf("machine %s: %w", s.Name, err)
-		}
-		todo[s.Digest] = append(todo[s.Digest], n)
-	}
-	for _, digest := range order {
-		recs, err := h.d.store.CreateMachines(ctx, templates[digest], todo[digest], nil)
-		if err != nil {
+		if err := h.createGroup(ctx, g, seats[:n]); err != nil {
 			return err
 		}
-		for _, rec := range recs {
-			h.d.add(rec)
-		}
+		seats = seats[n:]
 	}
 	return nil
 }
 
-// seatMachine says what to make for a seat.
-func (d *Daemon) seatMachine(name string, s fleet.Seat, t api.Template) (store.NewMachine, error) {
-	c := s.Config(name)
-	if err := checkConfig(c, 1); err != nil {
-		return store.NewMachine{}, err
+// createGroup makes machines of one group: all, or none.
+func (h *fleetHost) createGroup(ctx context.Context, g *api.FleetGroup, seats []fleet.Seat) error {
+	t, err := h.d.store.Template(ctx, seats[0].Digest)
+	if err != nil {
+		return err
 	}
-	if err := checkLabels(c.Labels); err != nil {
+	if !names.IsDigest(g.Template) {
+		t.Name = g.Template // of several that it may have
+	}
+	todo := make([]store.NewMachine, 0, len(seats))
+	var kept []byte // the same of all, but for a template of user-data
+	for i, s := range seats {
+		n, err := h.d.seatMachine(h.goal.Fleet.Name, s, t, i == 0 || g.UserDataTemplate)
+		if err != nil {
+			return fmt.Errorf("machine %s: %w", s.Name, err)
+		}
+		if n.Secrets != nil {
+			kept = n.Secrets
+		}
+		n.Secrets = kept
+		todo = append(todo, n)
+	}
+	if g.Warm != api.WarmNever {
+		if err := h.d.overUnit(ctx, t, todo, g.Warm); err != nil {
+			return err
+		}
+	}
+	recs, err := h.d.store.CreateMachines(ctx, t, todo, nil)
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		h.d.add(rec)
+	}
+	return nil
+}
+
+// seatMachine says what to make for a seat. With try what its guest is told is looked
+// at, and kept; the seed is made of that at the first cold start.
+func (d *Daemon) seatMachine(name string, s fleet.Seat, t api.Template, try bool) (store.NewMachine, error) {
+	c := s.Config(name)
+	if err := errors.Join(checkConfig(c, 1), checkLabels(c.Labels)); err != nil {
 		return store.NewMachine{}, err
 	}
 	text, err := newUserData(c, s.Group.Template, s.Group.Count)
 	if err != nil {
 		return store.NewMachine{}, err
 	}
-	return d.newMachine(s.Name, t, c, func() ([]byte, error) {
+	data := func() ([]byte, error) {
 		return text(s.Index+1, s.Name, cmp.Or(c.Hostname, names.Hostname(s.Name)))
-	})
+	}
+	n, err := d.newMachine(s.Name, t, c, data)
+	if err == nil && n.Seed != nil && try {
+		n.Secrets, err = d.trySeed(s.Name, n, c, data)
+	}
+	n.Seed = nil
+	return n, err
 }
 
 // Start implements [fleet.Host].
@@ -183,8 +227,15 @@ func (h *fleetHost) Start(ctx context.Context, name string) error {
 		return nil
 	}
 	o := startOptions{}
-	if g := h.group(m); g != nil && g.Health.Check == fleet.CheckLogin {
-		o.timeout = g.Health.Timeout // so that who watches the boot says why
+	if g := h.group(m); g != nil {
+		if g.Health.Check == fleet.CheckLogin {
+			// A little less, so that who watches the boot says why it is late.
+			o.timeout = g.Health.Timeout - min(2*time.Second, g.Health.Timeout/10)
+		}
+		o.warm = g.Warm
+		if o.warm == api.WarmMust && m.last().Started {
+			o.warm = api.WarmAuto // what it has written since keeps it from that
+		}
 	}
 	// Not ctx: a start is not broken off half-way.
 	_, err = m.start(h.d.ctx, o)
@@ -268,19 +319,4 @@ func (h *fleetHost) Relabel(ctx context.Context, name string, labels map[string]
 	defer m.mu.Unlock()
 	m.rec.Config.Labels = labels
 	return nil
-}
-
-// agentSockets are the unix sockets of the channels to the guest's agents, "" for
-// one that the machine has not.
-func (m *machine) agentSockets() (lamina, qga string) {
-	for i, c := range m.known().Spec.Channels {
-		path := cmp.Or(c.Path, filepath.Join(m.dir, home.ChannelSocket(i)))
-		switch c.Target {
-		case vm.ChannelLamina:
-			lamina = path
-		case vm.ChannelAgent:
-			qga = path
-		}
-	}
-	return lamina, qga
 }

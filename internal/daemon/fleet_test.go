@@ -202,12 +202,13 @@ func TestFleetRefusals(t *testing.T) {
 		"template":     {with(of("onw")), api.CodeNotFound, `group web: there is no template "onw"; did you mean one?`},
 		"taken":        {webFleet(3), api.CodeExists, "web-2 (of no fleet): remove it, or give the group other names"},
 		"count":        {webFleet(-1), api.CodeInvalid, "fleet shop: group web: count: -1 machines"},
-		"disk":         {with(func(g *api.FleetGroup) { g.DiskSize = 512 }), api.CodeInvalid, "smaller than its template"},
-		"key":          {with(func(g *api.FleetGroup) { g.SSHKeys = []string{"x"} }), api.CodeFailed, "not an ssh public key"},
+		"disk":         {with(func(g *api.FleetGroup) { g.DiskSize = 512 }), api.CodeInvalid, "fleet shop: group web: a disk of 512 bytes is smaller than its template"},
+		"key":          {with(func(g *api.FleetGroup) { g.SSHKeys = []string{"x"} }), api.CodeInvalid, "not an ssh public key"},
 		"user-data":    {with(func(g *api.FleetGroup) { g.UserData, g.UserDataTemplate = []byte("{{.Nmae}}"), true }), api.CodeInvalid, "Nmae"},
 		"machine":      {with(func(g *api.FleetGroup) { g.Memory = 1 }), api.CodeInvalid, "memory"},
 		"label":        {with(func(g *api.FleetGroup) { g.Labels = map[string]string{"a b": "x"} }), api.CodeInvalid, "label"},
 		"health":       {with(func(g *api.FleetGroup) { g.Health = api.Health{Check: "http", Port: 80} }), api.CodeInvalid, "not forwarded"},
+		"warm":         {with(func(g *api.FleetGroup) { g.Warm, g.Name = api.WarmMust, "db" }), api.CodeInvalid, "fleet shop: group db: machines of template one cannot be started warm"},
 		"another plan": {api.Fleet{Name: "shop"}, api.CodeInvalid, "look at the plan again"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -26,6 +26,9 @@ type View struct {
 	Forwards []vm.Forward // while it runs
 	// Agent asks the agent in the guest; nil where there is no way to one.
 	Agent func(context.Context) error
+	// Confirm asks the guest, by its agent, whether it is who it is to be; nil where
+	// there is no way to one.
+	Confirm func(context.Context) error
 	// Reached says, of a connection to a port of the host that leads to the
 	// guest, whether the guest has taken it; nil where that is not known. QEMU's
 	// user network takes every connection before it asks the guest.
@@ -59,13 +62,23 @@ func Probe(ctx context.Context, h api.Health, v View) error {
 	case CheckNone:
 		return nil
 	case CheckReady:
-		if !v.Ready {
+		// One that was started warm confirms it by itself.
+		if v.Ready {
+			return nil
+		}
+		if v.State != api.Login || v.Confirm == nil {
 			return errors.New(cmp.Or(v.Problem, "its guest has not confirmed its identity"))
+		}
+		if err := v.Confirm(ctx); err != nil {
+			return fmt.Errorf("its guest has not confirmed its identity: %w", err)
 		}
 		return nil
 	case CheckAgent:
 		if v.Agent == nil {
 			return errors.New("there is no way to an agent in its guest")
+		}
+		if v.State == api.Renewing {
+			return errors.New("its guest is becoming itself") // which needs the agent
 		}
 		if err := v.Agent(ctx); err != nil {
 			return fmt.Errorf("the agent in its guest does not answer: %w", err)

@@ -79,7 +79,7 @@ func changed(has, want, ref string) string {
 		}
 	}
 	if len(parts) > 0 {
-		what = append(what, "other "+strings.Join(parts, " and "))
+		what = append(what, "other "+strings.Join(parts, ", other ")+" than it has")
 	}
 	return strings.Join(what, "; ")
 }

@@ -205,7 +205,3 @@ func IsDisk(name string) bool {
 	i, err := strconv.Atoi(n)
 	return err == nil && DiskName(i) == name && i > 0
 }
-
-// ChannelSocket is the name, in a machine's folder, of the unix socket of the
-// machine's channel with an index, from 0, where it names none.
-func ChannelSocket(index int) string { return fmt.Sprintf("channel%d.sock", index) }

@@ -147,4 +147,4 @@ func (c config) charArgs() []string {
 
 // ChannelSocket is the name, in the machine's folder, of the unix socket of
 // the channel with that index, where the spec has no path for it.
-func ChannelSocket(index int) string { return home.ChannelSocket(index) }
+func ChannelSocket(index int) string { return fmt.Sprintf("channel%d.sock", index) }
