@@ -122,11 +122,10 @@ func (p *split) configuration() error {
 		if p.in.buf[p.in.r] != sectionSubsection {
 			return nil
 		}
-		from := p.in.r
 		if err := p.in.need(2 + 255 + 4 + 4); err != nil {
 			return p.in.fail(err) // no stream is as short as that
 		}
-		from = p.in.r // the buffer may have moved
+		from := p.in.r // in the buffer, which does not move any more
 		p.in.r++
 		name, err := p.in.name()
 		if err != nil {
