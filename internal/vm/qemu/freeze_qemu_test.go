@@ -104,6 +104,7 @@ func TestFork(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.run("until [ -b /dev/vdb ]; do usleep 20000; done; echo extra | dd of=/dev/vdb conv=fsync,sync bs=512; echo before >/root/before; sync")
+	c.run("until ip -4 addr show eth0 | grep -q inet && netstat -ltn | grep -q ':22 '; do usleep 50000; done")
 	c.run(load)
 	r := requestFor(t, m)
 	begin := time.Now()

@@ -51,7 +51,7 @@ type migration struct {
 	err    error
 
 	stopped, resumed time.Time // by QEMU's clock
-	ended            string    // what the guest did that ends it
+	guestEnd         string    // what the guest did that ends it
 }
 
 // newMigration makes QEMU ready, and a reader of what it will send.
@@ -78,11 +78,25 @@ func (m *machine) newMigration(ctx context.Context, o stream.Options) (*migratio
 	return g, nil
 }
 
-// close ends the reader.
+// close ends the reader. One that the host's disk does not let go of is left alone:
+// the machine is to go on.
 func (g *migration) close() {
 	_ = g.conn.Close()
-	<-g.done
+	g.ended(readerGrace)
 	g.events.Close()
+}
+
+// readerGrace is how long the reader may take to end when it is told to.
+const readerGrace = 2 * time.Second
+
+// ended waits for the reader's end and says whether it came.
+func (g *migration) ended(within time.Duration) bool {
+	select {
+	case <-g.done:
+		return true
+	case <-time.After(within):
+		return false
+	}
 }
 
 func socketpair() (near net.Conn, far *os.File, err error) {
@@ -178,7 +192,7 @@ func (g *migration) note(e qmp.Event) (status string, pass int) {
 	case "RESUME":
 		g.resumed = e.Time
 	case "SHUTDOWN", "GUEST_PANICKED":
-		g.ended = e.Name
+		g.guestEnd = e.Name
 	}
 	return "", 0
 }
@@ -217,8 +231,9 @@ func (g *migration) next(ctx context.Context) (status string, pass int, err erro
 func (g *migration) failure(ctx context.Context) error {
 	// Whoever failed first, the other one follows.
 	_ = g.conn.SetReadDeadline(time.Now().Add(time.Second))
-	<-g.done
 	switch {
+	case !g.ended(readerGrace):
+		return errors.New("the host's disk takes no more of the guest's RAM")
 	case g.err == nil, errors.Is(g.err, io.ErrUnexpectedEOF), errors.Is(g.err, os.ErrDeadlineExceeded):
 	default:
 		return g.err
@@ -240,7 +255,7 @@ func (g *migration) failure(ctx context.Context) error {
 			return fmt.Errorf("QEMU ended the migration (%s): %s", q.Status, q.Desc)
 		}
 		if err := pause(ctx, tick); err != nil {
-			return g.err
+			return errors.Join(g.err, err)
 		}
 	}
 }
@@ -301,8 +316,8 @@ func (g *migration) alive() error {
 			continue
 		default:
 		}
-		if g.ended != "" {
-			return fmt.Errorf("the guest ended meanwhile (%s)", strings.ToLower(g.ended))
+		if g.guestEnd != "" {
+			return fmt.Errorf("the guest ended meanwhile (%s)", strings.ToLower(g.guestEnd))
 		}
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"os"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,7 @@ const maxGather = 256
 // written together.
 type ramFile struct {
 	f       *os.File
+	raw     syscall.RawConn // by which a call keeps the descriptor from being closed
 	size    int64
 	written *atomic.Int64
 
@@ -40,8 +42,12 @@ func newRAMFile(f *os.File, size int64, written *atomic.Int64) (*ramFile, error)
 	if err := f.Truncate(size); err != nil {
 		return nil, err
 	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
 	words := (size/PageSize + 63) / 64
-	return &ramFile{f: f, size: size, written: written, data: make([]uint64, words), stale: make([]uint64, words), run: make([][]byte, 0, maxGather)}, nil
+	return &ramFile{f: f, raw: raw, size: size, written: written, data: make([]uint64, words), stale: make([]uint64, words), run: make([][]byte, 0, maxGather)}, nil
 }
 
 // put notes a page, which must stay as it is until flush.
@@ -70,7 +76,11 @@ func (m *ramFile) zero(offset int64) {
 // flush writes what was put.
 func (m *ramFile) flush() error {
 	for pages := m.run; len(pages) > 0; {
-		n, err := unix.Pwritev(int(m.f.Fd()), pages, m.start)
+		var n int
+		err := m.call(func(fd int) (err error) {
+			n, err = unix.Pwritev(fd, pages, m.start)
+			return err
+		})
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -94,6 +104,14 @@ func (m *ramFile) flush() error {
 	return nil
 }
 
+func (m *ramFile) call(f func(fd int) error) error {
+	var err error
+	if cerr := m.raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
 // finish makes holes of the pages that are zeros by now.
 func (m *ramFile) finish() error {
 	if err := m.flush(); err != nil {
@@ -107,7 +125,9 @@ func (m *ramFile) finish() error {
 // punch makes a hole, or writes zeros where the file system has none.
 func (m *ramFile) punch(offset, n int64) error {
 	for {
-		err := unix.Fallocate(int(m.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, n)
+		err := m.call(func(fd int) error {
+			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, n)
+		})
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
