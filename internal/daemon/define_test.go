@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -450,6 +453,41 @@ func TestDefineAbandoned(t *testing.T) {
 		t.Errorf("%d run, %d starts", running, starts)
 	}
 	x.has(d, true, false, false)
+	x.nothingLeft()
+}
+
+// TestDefineLeft: whoever asked for a machine that runs, and has left before it
+// is started, has found none and takes its disks back: it is not there. One
+// that was only to be defined is, as its files are.
+func TestDefineLeft(t *testing.T) {
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver})
+	for _, start := range []bool{false, true} {
+		d := x.definition("web")
+		d.req.Start = start
+		body, err := json.Marshal(d.req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		x.log.when("machine defined", leave)
+		// Not over a socket, so that the daemon knows of it at that moment.
+		err = x.d.postDefine(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "POST", "/v1/define", bytes.NewReader(body)))
+		if start != errors.Is(err, context.Canceled) {
+			t.Errorf("start %v: %v", start, err)
+		}
+		_, e := x.call("GET", "/v1/machines/web", nil, nil)
+		if running, starts := driver.count(); start != (e != nil) || running+starts != 0 {
+			t.Errorf("start %v: machine: %v; %d run, %d starts", start, e, running, starts)
+		}
+		if start {
+			break
+		}
+		x.has(d, true, true, true)
+		if _, e := x.call("DELETE", "/v1/machines/web", nil, nil); e != nil {
+			t.Fatal(e)
+		}
+	}
 	x.nothingLeft()
 }
 

@@ -295,12 +295,28 @@ func stages(list []api.Event) (out []string) {
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
+	at map[string]func() // see when
 }
 
 func (l *lockedBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for text, f := range l.at {
+		if bytes.Contains(p, []byte(text)) {
+			f()
+		}
+	}
 	return l.b.Write(p)
+}
+
+// when has f called as a line with text is logged, before what logs it goes on.
+func (l *lockedBuffer) when(text string, f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.at == nil {
+		l.at = map[string]func(){}
+	}
+	l.at[text] = f
 }
 
 func (l *lockedBuffer) String() string {

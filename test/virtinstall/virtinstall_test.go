@@ -347,6 +347,39 @@ func TestNothingIsLeft(t *testing.T) {
 	})
 }
 
+// TestSeedKept: with an install phase a seed goes when that has begun; without
+// one, on libvirt, the definition names it, and it stays.
+func TestSeedKept(t *testing.T) {
+	b := newBackEnd(t, true)
+	userData := filepath.Join(b.dir, "user-data")
+	if err := os.WriteFile(userData, []byte("#cloud-config\n{}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for more, kept := range map[string]bool{"--import": false, "--import --install no_install=yes": true} {
+		o := b.run(t, "virt-install", strings.Fields("--name seeded --memory 64 --osinfo generic --graphics none --network none --disk none --virt-type qemu --noautoconsole --cloud-init user-data="+userData+" "+more)...)
+		if o.status != 0 {
+			t.Fatalf("%s: %d: %s", more, o.status, o.out)
+		}
+		seeds, err := filepath.Glob(filepath.Join(b.daemon.Dir, "lib", "boot", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		definition := b.daemon.Virsh(t, "dumpxml", "--inactive", "seeded")
+		if kept != (len(seeds) == 1) || kept != strings.Contains(definition, "/virtinst-") {
+			t.Errorf("%s: seeds %q, and the definition is\n%s", more, seeds, definition)
+		}
+		for _, s := range seeds {
+			if !strings.Contains(definition, filepath.Base(s)) {
+				t.Errorf("%s: nothing names %s", more, s)
+			}
+			if err := os.Remove(s); err != nil {
+				t.Error(err)
+			}
+		}
+		b.remove(t, "seeded")
+	}
+}
+
 // holdLock has the stock qemu-io hold an image open until the function that is
 // returned is called.
 func holdLock(t *testing.T, path string) func() {
