@@ -116,10 +116,11 @@ func faultCases() []verbCase {
 		for _, m := range append(mixes, extraMixes...) {
 			key = strings.ReplaceAll(key, m, "MIX")
 		}
-		if strings.Contains(c.lines, "secret") || chosen[key+fmt.Sprint(strings.Contains(c.setup+c.lines, "data_file"))] {
+		key += fmt.Sprint(strings.Contains(c.setup+c.lines, "data_file"), strings.Contains(c.setup, "@dst"))
+		if strings.Contains(c.lines, "secret") || chosen[key] {
 			continue
 		}
-		chosen[key+fmt.Sprint(strings.Contains(c.setup+c.lines, "data_file"))] = true
+		chosen[key] = true
 		out = append(out, c)
 	}
 	return out

@@ -74,6 +74,8 @@ func killCases() []verbCase {
 		{verb: "convert", setup: raw, fills: []imageFile{src}, lines: "convert -f raw -O qcow2 -o compat=0.10,cluster_size=512 @src @dst", see: to("qcow2", target)},
 		{verb: "convert -c", setup: raw, fills: []imageFile{src}, lines: "convert -f raw -O qcow2 -c @src @dst", see: to("qcow2", target)},
 		{verb: "convert raw", setup: raw, fills: []imageFile{src}, lines: "convert -f raw -O raw @src @dst", see: to("raw", target)},
+		{verb: "convert over", setup: raw + "; create -q -f qcow2 @dst 14M", fills: []imageFile{src, qcow2("dst")}, lines: "convert -f raw -O qcow2 @src @dst", see: to("qcow2", target)},
+		{verb: "convert over raw", setup: raw + "; create -q -f raw @dst 14M", fills: []imageFile{src, {"dst", "raw"}}, lines: "convert -f raw -O raw @src @dst", see: to("raw", target)},
 		{verb: "convert -n", setup: raw + "; create -q -f qcow2 @dst 12M", fills: []imageFile{src, qcow2("dst")}, lines: "convert -n -f raw -O qcow2 @src @dst", see: to("qcow2", refilled)},
 		{verb: "convert -n raw", setup: raw + "; create -q -f raw @dst 12M", fills: []imageFile{src, {"dst", "raw"}}, lines: "convert -n -f raw -O raw @src @dst", see: to("raw", refilled)},
 		{verb: "convert data", setup: raw, fills: []imageFile{src}, lines: "convert -f raw -O qcow2 -o data_file=@d @src @dst", see: to("qcow2", target)},

@@ -29,6 +29,7 @@ func cases() []verbCase {
 		out = append(out, convertCases(mix)...)
 		out = append(out, resizeCases(mix)...)
 	}
+	out = append(out, overCases()...)
 	out = append(out, cryptCases()...)
 	return append(out, rawCases()...)
 }
@@ -121,6 +122,26 @@ func repairCases(mix string) []verbCase {
 		{verb: "check -r all", setup: setup, fills: []imageFile{a}, then: "leak", lines: "check -q -f qcow2 -r all @a", see: []watched{{a, oldOrNew}}},
 		{verb: "check -r all", setup: setup, fills: []imageFile{a}, then: "norefs", lines: "check -q -f qcow2 -r all @a", see: []watched{{a, damaged}}},
 	}
+}
+
+// overCases are those verbs that make a target over one that is there: an
+// image, larger than what becomes of it, or what is none. It is as it was, empty,
+// marked as unfinished, or complete, and never a part of the one or the other.
+func overCases() []verbCase {
+	const raw = "create -q -f raw @src 70k; "
+	src, dst, plain := imageFile{"src", "raw"}, qcow2("dst"), imageFile{"dst", "raw"}
+	to := func(f imageFile) []watched { return []watched{{src, oldOrNew}, {f, target}} }
+	var out []verbCase
+	add := func(verb, there string, f imageFile, lines string) {
+		out = append(out, verbCase{verb: verb, setup: raw + there, fills: []imageFile{src, f}, lines: lines, see: to(f)})
+	}
+	for _, flags := range []string{"", "-c "} {
+		add("convert", "create -q -f qcow2 -o cluster_size=4k @dst 90k", dst, "convert -t writeback -f raw -O qcow2 "+flags+"-o cluster_size=512 @src @dst")
+	}
+	add("convert", "create -q -f raw @dst 90k", plain, "convert -t writeback -f raw -O raw @src @dst")
+	add("dd", "create -q -f qcow2 -o cluster_size=4k @dst 90k", dst, "dd -f raw -O qcow2 bs=4k if=@src of=@dst")
+	add("dd", "create -q -f raw @dst 90k", plain, "dd -f raw -O raw bs=4k if=@src of=@dst")
+	return out
 }
 
 func rawCases() []verbCase {
