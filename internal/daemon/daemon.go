@@ -292,16 +292,26 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	unsettled, err := d.store.Unsettled(ctx)
+	if err != nil {
+		return err
+	}
 	var group sync.WaitGroup
 	slots := make(chan struct{}, 8)
 	all := make([]*machine, 0, len(list))
 	for _, rec := range list {
 		m := d.add(rec)
 		all = append(all, m)
-		if !m.mayRun() {
+		settle := func() {
+			if !slices.Contains(unsettled, rec.ID) {
+				return
+			}
 			if err := m.settle(ctx, nil, vm.Spec{}); err != nil {
 				d.log.Error("a change of a disk is not settled", "machine", rec.Name, "error", err)
 			}
+		}
+		if !m.mayRun() {
+			settle()
 			continue
 		}
 		group.Go(func() {
@@ -309,6 +319,10 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 			defer func() { <-slots }()
 			if err := m.adopt(ctx); err != nil {
 				d.log.Warn("machine not taken over", "machine", rec.Name, "error", err)
+				return
+			}
+			if m.running() == nil { // it has ended unseen
+				settle()
 			}
 		})
 	}

@@ -352,6 +352,15 @@ func (s *Store) SettleFreeze(ctx context.Context, id, running string) (Machine, 
 	return m, err
 }
 
+// Unsettled lists the ids of the machines for which SettleFreeze has something to do.
+func (s *Store) Unsettled(ctx context.Context) ([]string, error) {
+	list, err := all(ctx, s.db, scanText, `SELECT machine FROM disk_changes UNION SELECT id FROM machines WHERE streaming = 1`)
+	if err != nil {
+		return nil, fmt.Errorf("state database: %w", err)
+	}
+	return list, nil
+}
+
 func (s *Store) settle(ctx context.Context, c diskChange, running string) error {
 	if c.done {
 		if err := s.finishChange(ctx, c); err != nil {
