@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -85,6 +87,16 @@ func TestWarm(t *testing.T) {
 	if _, err := c.ImportTemplate(ctx, api.ImportRequest{Source: image, Name: "small", User: guestimage.User}, nil); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		// Machines outlive the daemon, also that of a test which fails.
+		list, err := c.Machines(context.Background())
+		for _, m := range list {
+			err = errors.Join(err, c.Remove(context.Background(), m.Name, true))
+		}
+		if err != nil && t.Failed() {
+			t.Log(err)
+		}
+	})
 	told := func(e api.Event) {
 		if e.Text != "" && e.Step != "boot" || e.Warning != "" {
 			t.Log(e.Machine, e.Step, e.Text, e.Warning)
@@ -135,7 +147,7 @@ func TestWarm(t *testing.T) {
 	}
 
 	// A fork: the original goes on, its copies are others.
-	strictSSH(t, list[1], signer, "echo before >/tmp/file; (while :; do date >>/tmp/ticks; sleep 0.2; done) >/dev/null 2>&1 &")
+	strictSSH(t, list[1], signer, "echo before >/tmp/file; (while [ -e /tmp/file ]; do date >>/tmp/ticks; sleep 0.2; done) >/dev/null 2>&1 &")
 	begun = time.Now()
 	f, err := c.Fork(ctx, "w-2", api.ForkRequest{Count: 2}, told)
 	if err != nil {
@@ -155,6 +167,7 @@ func TestWarm(t *testing.T) {
 	if out := strictSSH(t, list[1], signer, "a=$(grep -c . /tmp/ticks); sleep 1; echo $(($(grep -c . /tmp/ticks) - a))"); strings.TrimSpace(out) == "0" {
 		t.Error("the original's process does not go on")
 	}
+	strictSSH(t, list[1], signer, "rm /tmp/file")
 	if left, _ := filepath.Glob(filepath.Join(h.Machine(list[1].ID), "frozen.*")); len(left) > 0 {
 		t.Errorf("the fork left %q", left)
 	}
