@@ -82,13 +82,20 @@ func (c diskChange) commit(ctx context.Context, tx *sql.Tx, base string) error {
 // unless a fork's memory is there. To finish it again does no harm.
 func (s *Store) finishChange(ctx context.Context, c diskChange) error {
 	s.step("old disk removed")
-	if err := s.removeInFolder(c.machine, c.old); err != nil {
-		return err
+	if !frozenPattern.MatchString(c.layer) {
+		if err := s.removeInFolder(c.machine, c.old); err != nil {
+			return err
+		}
 	}
 	if c.layer != "" {
 		list, err := s.chain(ctx, s.db, c.layer)
 		if err != nil {
 			return err
+		}
+		if frozenPattern.MatchString(c.layer) {
+			if err := s.leaveLink(c, list[0]); err != nil {
+				return err
+			}
 		}
 		if l := list[0]; l.print.Ctime == 0 {
 			p, err := s.seal(l.path(s))
@@ -110,6 +117,50 @@ func (s *Store) finishChange(ctx context.Context, c diskChange) error {
 		}
 	}
 	return s.endChange(ctx, c)
+}
+
+// leaveLink puts a symbolic link to a layer in the place of the name that it had as a
+// running machine's own: QEMU, which has the image open by that name, opens it again
+// when what it does with it changes (block-stream). A second name of the file
+// would not do, as it could not go without a change to the layer's times.
+func (s *Store) leaveLink(c diskChange, l layer) error {
+	dir := s.home.Machine(c.machine)
+	next := filepath.Join(dir, ".link.new")
+	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("store: %w", err)
+	}
+	if err := os.Symlink(backingName(l.key, l.parent), next); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	s.step("old disk replaced by a link")
+	if err := os.Rename(next, filepath.Join(dir, c.old)); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	if err := syncPath(dir); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	return nil
+}
+
+// dropLinks removes what leaveLink has left in the folder of a machine which no QEMU
+// has open any more.
+func (s *Store) dropLinks(m Machine) error {
+	if m.generation == 0 || m.Definition != nil {
+		return nil
+	}
+	entries, err := os.ReadDir(s.Dir(m.ID))
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	for _, e := range entries {
+		if !home.IsDisk(e.Name()) || e.Type() != os.ModeSymlink {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.Dir(m.ID), e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("store: %w", err)
+		}
+	}
+	return nil
 }
 
 // endChange forgets a change that is finished, with the files of a fork, and what

@@ -22,7 +22,8 @@ import (
 // are open at each instant:
 //
 //	undone:  the second name and the new layer go; the image stays the machine's own
-//	done:    the rows say that it is a layer, its first name goes, it is sealed
+//	done:    the rows say that it is a layer, its first name goes (or leads there,
+//	         while a QEMU knows it by that), it is sealed
 //
 // Which of the two is right is decided by what QEMU does, which outlives the daemon:
 // see SettleFreeze.
@@ -346,6 +347,9 @@ func (s *Store) SettleFreeze(ctx context.Context, id, running string) (Machine, 
 		return Machine{}, err
 	}
 	m, err := s.Machine(ctx, id)
+	if err == nil && running == "" {
+		err = s.dropLinks(m)
+	}
 	if err == nil && m.streaming {
 		return s.settleStream(ctx, m, running != "")
 	}

@@ -168,9 +168,22 @@ func TestFreezeLive(t *testing.T) {
 		if err := errors.Join(s.EndFreeze(t.Context(), m.ID), s.EndFreeze(t.Context(), m.ID)); err != nil {
 			t.Error(err)
 		}
-		for _, path := range []string{f.RAM, f.State, f.Disk} {
+		for _, path := range []string{f.RAM, f.State} {
 			if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("%s: %v", path, err)
+			}
+		}
+		// The name that a QEMU has it open by leads to the layer, as long as one may.
+		if to, err := filepath.EvalSymlinks(f.Disk); err != nil || to != s.home.LayerDisk(f.Layer) {
+			t.Errorf("%s leads to %s, %v", f.Disk, to, err)
+		}
+		if round == 2 {
+			if _, err := s.SettleFreeze(t.Context(), m.ID, ""); err != nil {
+				t.Error(err)
+			}
+			requireFiles(t, s.Dir(m.ID), filepath.Base(s.Disk(now)))
+			if _, err := os.Lstat(f.Disk); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: %v", f.Disk, err)
 			}
 		}
 		requireContent(t, s.Disk(now))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -28,24 +29,27 @@ const temporaryName = ".import-*.tmp" // for os.CreateTemp
 // an intent, and the next start tries again.
 func (s *Store) recover(ctx context.Context) error {
 	for _, k := range []struct {
+		level       slog.Level
 		what, query string
 		drop        func(context.Context, string) error
 	}{
-		{"machine", `SELECT id FROM machines WHERE state <> 'ready' ORDER BY id`, s.dropHalfMachine},
-		{"warm unit", `SELECT id FROM units WHERE state <> 'ready' ORDER BY id`, s.dropUnit},
-		{"change of a machine's disk", `SELECT machine FROM disk_changes UNION SELECT id FROM machines WHERE streaming = 1`, s.settleStopped},
+		{slog.LevelInfo, "machine", `SELECT id FROM machines WHERE state <> 'ready' ORDER BY id`, s.dropHalfMachine},
+		{slog.LevelInfo, "warm unit", `SELECT id FROM units WHERE state <> 'ready' ORDER BY id`, s.dropUnit},
+		{slog.LevelInfo, "change of a machine's disk", `SELECT machine FROM disk_changes UNION SELECT id FROM machines WHERE streaming = 1 AND state = 'ready'`, s.settleStopped},
+		// A machine that has been frozen may have names that its QEMU needed.
+		{slog.LevelDebug, "frozen machine", `SELECT id FROM machines WHERE generation > 0 AND state = 'ready'`, s.settleStopped},
 		// Those of a change that is to be settled yet, and of a unit that is there yet, are
 		// none of these.
-		{"layer", `SELECT digest FROM templates t WHERE state <> 'ready' AND NOT EXISTS (SELECT 1 FROM disk_changes WHERE layer = t.digest)
+		{slog.LevelInfo, "layer", `SELECT digest FROM templates t WHERE state <> 'ready' AND NOT EXISTS (SELECT 1 FROM disk_changes WHERE layer = t.digest)
 			AND NOT EXISTS (SELECT 1 FROM units WHERE layer = t.digest) ORDER BY digest`, s.dropHalf},
-		{"export", `SELECT path FROM exports ORDER BY path`, s.dropExport},
+		{slog.LevelInfo, "export", `SELECT path FROM exports ORDER BY path`, s.dropExport},
 	} {
 		list, err := all(ctx, s.db, scanText, k.query)
 		if err != nil {
 			return fmt.Errorf("state database: %w", err)
 		}
 		for _, id := range list {
-			s.log.Info("cleaning up what was half made or half removed", "what", k.what, "id", id)
+			s.log.Log(ctx, k.level, "cleaning up what was half made or half removed", "what", k.what, "id", id)
 			if err := k.drop(ctx, id); err != nil {
 				s.log.Error("not cleaned up yet", "what", k.what, "id", id, "error", err)
 			}
@@ -73,17 +77,12 @@ func (s *Store) dropHalfMachine(ctx context.Context, id string) error {
 // settleStopped settles a change of a machine's disk where no QEMU runs by all that
 // can be seen. Else the daemon asks QEMU first.
 func (s *Store) settleStopped(ctx context.Context, id string) error {
-	m, err := s.Machine(ctx, id)
-	if err != nil {
-		return err
-	}
 	c, err := s.diskChange(ctx, id)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
 	for _, name := range []string{home.RunFile, home.PIDFile, home.QMPSocket} {
 		if _, err := os.Lstat(filepath.Join(s.Dir(id), name)); err == nil && !c.done {
-			s.log.Info("the machine may run: it is asked first", "machine", m.Name)
 			return nil
 		}
 	}

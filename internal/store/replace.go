@@ -182,6 +182,11 @@ func (s *Store) settleStream(ctx context.Context, m Machine, goes bool) (Machine
 	if err != nil {
 		return m, fmt.Errorf("state database: %w", err)
 	}
+	if base == "" {
+		if err := s.dropLinks(m); err != nil {
+			return m, err
+		}
+	}
 	if err := s.dropLayers(ctx, drop); err != nil {
 		return m, err
 	}
