@@ -372,9 +372,20 @@ func (a *app) printFleet(f api.FleetState) error {
 		if m.SSHPort != 0 {
 			ssh = fmt.Sprintf("127.0.0.1:%d", m.SSHPort)
 		}
-		t.add(m.Name, m.Labels["group"], stateText(m), fmt.Sprintf("%s (%.12s)", shortDigest(m.Template), m.Digest), ssh, strings.Join(extraForwards(m), ", "))
+		t.add(m.Name, m.Labels["group"], stateText(m), fleetTemplate(f.Fleet, m), ssh, strings.Join(extraForwards(m), ", "))
 	}
 	return t.print(a.stdout)
+}
+
+// fleetTemplate is what a machine is made of, and whether that is what its group's
+// template stands for.
+func fleetTemplate(f api.Fleet, m api.Machine) string {
+	for _, g := range f.Groups {
+		if g.Name == m.Labels["group"] && len(g.Digest) >= 16 && !strings.HasPrefix(m.Labels["fleet-mark"], g.Digest[:16]) {
+			return fmt.Sprintf("%s (%.12s)", shortDigest(m.Template), m.Labels["fleet-mark"])
+		}
+	}
+	return shortDigest(m.Template)
 }
 
 // healthText is a check in words.
