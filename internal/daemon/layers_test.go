@@ -269,6 +269,11 @@ func (x *tester) count() string {
 	if err := errors.Join(err, err2); err != nil {
 		x.Fatal(err)
 	}
+	// A link leads from the name that QEMU has a frozen image open by to the layer.
+	disks = slices.DeleteFunc(disks, func(path string) bool {
+		st, err := os.Lstat(path)
+		return err != nil || st.Mode()&os.ModeSymlink != 0
+	})
 	return fmt.Sprintf("%d machines, %d layers, %d disks, %d files", len(machines), len(layers), len(disks), len(files))
 }
 
