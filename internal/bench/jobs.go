@@ -115,6 +115,7 @@ func (b *bench) addJobs() {
 	b.readJobs()
 	b.convertJobs()
 	b.changeJobs()
+	b.installJobs()
 }
 
 // smallJobs are over before a person notices.
@@ -175,4 +176,13 @@ func (b *bench) changeJobs() {
 	b.add("rebase -u", 20, most, b.again([]string{"create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "out"}), "rebase", "-u", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "out")
 	b.add("amend", 20, most, b.again([]string{"create", "-q", "-f", "qcow2", "-o", "compat=0.10", "out", "4G"}), "amend", "-f", "qcow2", "-o", "compat=1.1", "out")
 	b.add("resize", 20, most, b.again([]string{"create", "-q", "-f", "qcow2", "out", "4G"}), "resize", "-q", "out", "8G")
+}
+
+// installJobs are virt-install's. The stock tool has the driver inside libvirt's
+// library, which is the least that it can have: no daemon is asked anything.
+func (b *bench) installJobs() {
+	b.add("virt-install --print-xml", 10, 0.1, nil, "--print-xml", "--dry-run", "--name", "web", "--osinfo", "debian11", "--import", "--disk", "none", "--memory", "1024")
+	j := &b.jobs[len(b.jobs)-1]
+	j.ours = []string{b.lamina, "install"}
+	j.theirs = []string{"/usr/bin/virt-install", "--connect", "test:///default"}
 }

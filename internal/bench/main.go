@@ -37,6 +37,9 @@ type job struct {
 	// limit is the ratio that must hold.
 	limit float64
 	args  []string // what both tools are told
+	// ours and theirs are what is run instead of the two image tools, nil for
+	// those.
+	ours, theirs []string
 	// reset removes what a run made; it is not timed. May be nil.
 	reset func() error
 	// writes says that a run writes so much that the next one would pay for
@@ -97,7 +100,7 @@ func run(ctx context.Context, bin, only string, check, rt bool) error {
 	}
 
 	start := time.Now()
-	fmt.Printf("%-34s %10s %10s %7s %7s %7s\n", "", "lamina", "qemu-img", "cpu", "ratio", "limit")
+	fmt.Printf("%-34s %10s %10s %7s %7s %7s\n", "", "lamina", "stock", "cpu", "ratio", "limit")
 	missed := 0
 	for _, j := range b.jobs {
 		ours, theirs, err := b.measure(j)
@@ -136,9 +139,9 @@ func (b *bench) measure(j job) (ours, theirs took, err error) {
 			break
 		}
 		for k := range 2 {
-			program, to := []string{b.lamina, "img"}, &ours
+			program, to := b.ours(j), &ours
 			if (i+k)%2 == 1 {
-				program, to = []string{b.stock}, &theirs
+				program, to = b.theirs(j), &theirs
 			}
 			if b.rt {
 				program = append([]string{"chrt", "-r", "1"}, program...)
@@ -151,6 +154,20 @@ func (b *bench) measure(j job) (ours, theirs took, err error) {
 		}
 	}
 	return ours, theirs, nil
+}
+
+func (b *bench) ours(j job) []string {
+	if j.ours != nil {
+		return slices.Clip(j.ours)
+	}
+	return []string{b.lamina, "img"}
+}
+
+func (b *bench) theirs(j job) []string {
+	if j.theirs != nil {
+		return slices.Clip(j.theirs)
+	}
+	return []string{b.stock}
 }
 
 // once does the job with one program, from the same state of the machine.
