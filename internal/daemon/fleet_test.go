@@ -304,15 +304,15 @@ func TestFleetHealth(t *testing.T) {
 	x := serve(t, Options{Driver: &fakeDriver{script: bootAndWait}})
 	x.template("one")
 	port := l.Addr().(*net.TCPAddr).Port
-	check := func(path string) api.Fleet {
+	check := func(path string, timeout time.Duration) api.Fleet {
 		f := webFleet(1, func(g *api.FleetGroup) {
 			g.Ports = []vm.Forward{{HostPort: port, GuestPort: 80}}
-			g.Health = api.Health{Check: "http", Port: 80, Path: path, Interval: 10 * time.Millisecond, Timeout: 300 * time.Millisecond}
+			g.Health = api.Health{Check: "http", Port: 80, Path: path, Interval: 10 * time.Millisecond, Timeout: timeout}
 		})
 		return f
 	}
-	x.mustApply(check("/up"))
-	_, _, e := x.apply(check("/down"))
+	x.mustApply(check("/up", time.Minute))
+	_, _, e := x.apply(check("/down", 300*time.Millisecond))
 	if e == nil || !strings.Contains(e.Message, "await web-1: it is not healthy (http) 300ms after its start: its port 80 answers /down with 404") {
 		t.Errorf("%v", e)
 	}

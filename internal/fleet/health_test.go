@@ -129,7 +129,7 @@ func TestAwait(t *testing.T) {
 		"stuck":         {long, []View{{State: api.Starting}, {State: api.Stuck, Problem: "no boot loader"}}, "its boot has stopped: no boot loader"},
 		"late":          {h, []View{started}, "it is not healthy (login) 50ms after its start: it is not at its login prompt"},
 		// One that is late already is asked some times all the same.
-		"late, and then there": {h, []View{{State: api.Starting, StartedAt: time.Unix(1, 0)}, {State: api.Login}}, ""},
+		"late, and then there": {api.Health{Check: CheckLogin, Timeout: time.Hour, Interval: 200 * time.Millisecond}, []View{{State: api.Starting, StartedAt: time.Unix(1, 0)}, {State: api.Login}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var n atomic.Int64
