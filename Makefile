@@ -6,6 +6,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X github.com/lamina-vm/lamina/internal/api.BuildVersion=$(VERSION)
 GUESTS   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina-guests
 FUZZTIME ?= 30s
+GUEST    ?= small
 PREFIX   ?= /usr/local
 BINDIR    = $(DESTDIR)$(PREFIX)/bin
 SHAREDIR  = $(DESTDIR)$(PREFIX)/share
@@ -13,7 +14,7 @@ UNITDIR   = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: all deps build test check lint unit race boot fuzz bench demo install install-names free-names clean
+.PHONY: all deps build test check lint unit race boot fuzz bench bench-fleet demo install install-names free-names clean
 
 all: build
 
@@ -78,6 +79,10 @@ fuzz:
 ## bench: side by side with the stock tools, in one run, as ratios
 bench: deps build
 	$(GO) run ./internal/bench -bin bin -check
+
+## bench-fleet: thin clones beside bare QEMU, cp and virt-clone; GUEST=debian for the Debian guest
+bench-fleet: deps
+	$(GO) test ./test/fleet -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 60m -v -guest $(GUEST)
 
 ## demo: from an image to ten thin machines at their login prompt
 demo: deps build
