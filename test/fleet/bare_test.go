@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -105,6 +104,9 @@ func prompt(b *testing.B, c net.Conn, ask bool, limit time.Duration) {
 	buf := make([]byte, 4096)
 	for {
 		if ask {
+			if err := c.SetWriteDeadline(end); err != nil {
+				b.Fatal(err)
+			}
 			if _, err := c.Write([]byte("\n")); err != nil {
 				b.Fatal(err)
 			}
@@ -125,7 +127,7 @@ func prompt(b *testing.B, c net.Conn, ask bool, limit time.Duration) {
 			if errors.Is(err, os.ErrDeadlineExceeded) && ask {
 				break
 			}
-			if err != nil && !errors.Is(err, io.EOF) || err != nil {
+			if err != nil {
 				b.Fatalf("no login prompt: %v; the guest said %q", err, tail(seen))
 			}
 		}
@@ -163,21 +165,7 @@ func bareFleet(b *testing.B, g guest) (t bareTimes) {
 	do(b, ctx, c, "stop", nil)
 	do(b, ctx, c, "migrate-set-capabilities", ignoreShared())
 	do(b, ctx, c, "migrate", map[string]string{"uri": "exec:cat > " + state})
-	for {
-		var now struct {
-			Status string `json:"status"`
-		}
-		if err := c.Execute(ctx, "query-migrate", nil, &now); err != nil {
-			b.Fatal(err)
-		}
-		if now.Status == "completed" {
-			break
-		}
-		if now.Status == "failed" {
-			b.Fatal("bare QEMU's migration failed")
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	awaitStatus(b, ctx, c, "query-migrate", "completed")
 	_ = c.Close()
 	_ = serial.Close()
 	q.end()
@@ -191,6 +179,9 @@ func bareFleet(b *testing.B, g guest) (t bareTimes) {
 		c := q.monitor(ctx)
 		do(b, ctx, c, "migrate-set-capabilities", ignoreShared())
 		do(b, ctx, c, "migrate-incoming", map[string]string{"uri": "exec:cat " + state})
+		// The state is one of a guest that was stopped.
+		awaitStatus(b, ctx, c, "query-status", "paused")
+		do(b, ctx, c, "cont", nil)
 		serial := q.dial("serial")
 		prompt(b, serial, true, time.Minute)
 		t.prompt = append(t.prompt, time.Since(begun))
@@ -200,6 +191,26 @@ func bareFleet(b *testing.B, g guest) (t bareTimes) {
 		q.end()
 	}
 	return t
+}
+
+// awaitStatus asks until QEMU says what is wanted.
+func awaitStatus(b *testing.B, ctx context.Context, c *qmp.Client, command, want string) {
+	b.Helper()
+	for {
+		var now struct {
+			Status string `json:"status"`
+		}
+		if err := c.Execute(ctx, command, nil, &now); err != nil {
+			b.Fatal(err)
+		}
+		switch now.Status {
+		case want:
+			return
+		case "failed":
+			b.Fatalf("bare QEMU: %s: failed", command)
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func ignoreShared() any {
