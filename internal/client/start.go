@@ -57,6 +57,8 @@ func Connect(ctx context.Context, h home.Home) (*Client, error) {
 		if err := c.replace(ctx, v); err != nil {
 			return nil, err
 		}
+		// A kept connection may still reach the old one while it ends.
+		c = New(h)
 	case !errors.Is(err, ErrNoDaemon):
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func startByHand(b *testing.B, dir, disk string, args ...string) *byHand {
 func (q *byHand) end() {
 	_ = q.cmd.Process.Kill()
 	select {
-	case _ = <-q.ends: // it was killed
+	case <-q.ends: // it was killed
 	case <-time.After(30 * time.Second):
 		q.b.Errorf("QEMU process %d does not end", q.cmd.Process.Pid)
 	}
