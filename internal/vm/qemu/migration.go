@@ -197,7 +197,8 @@ func (g *migration) note(e qmp.Event) (status string, pass int) {
 	return "", 0
 }
 
-// next waits for the next event, and for all that can end the migration.
+// next waits for the next event, and for all that can end the migration. It returns
+// nothing where the stream is complete: QEMU says so after that.
 func (g *migration) next(ctx context.Context) (status string, pass int, err error) {
 	done := g.done
 	select {
@@ -218,6 +219,9 @@ func (g *migration) next(ctx context.Context) (status string, pass int, err erro
 		}
 		return status, pass, nil
 	case <-done:
+		if g.err == nil {
+			return "", 0, nil
+		}
 		return "", 0, g.failure(ctx)
 	case <-g.m.proc.done:
 		return "", 0, vm.ErrNotRunning
