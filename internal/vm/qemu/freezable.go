@@ -24,6 +24,11 @@ func unfreezable(s vm.Spec) error {
 		return no("it has USB redirection", "start it without")
 	case s.TPM != nil:
 		return no("it has a TPM, whose secrets every copy would have", "start it without")
+	case s.Balloon != nil && s.Balloon.Model != "none":
+		// What a guest gives back QEMU cuts out of the file that is mapped, also where it is
+		// mapped privately (ram_block_discard_range): one guest would empty the memory of
+		// all that go on from it. A guest may do so unasked.
+		return no("it has a balloon, by which a copy would take memory from all others", "start it without")
 	case s.VSock != nil:
 		return no("it has a vsock, whose address every copy would have", "start it without")
 	case c.sharedMemory():

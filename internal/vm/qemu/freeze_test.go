@@ -658,6 +658,7 @@ func TestUnfreezable(t *testing.T) {
 		"a folder of the host": func(s *vm.Spec) { s.Filesystems = []vm.Filesystem{{}} },
 		"USB redirection":      func(s *vm.Spec) { s.Redirects = []vm.USBRedirect{{}} },
 		"a TPM":                func(s *vm.Spec) { s.TPM = &vm.TPM{} },
+		"a balloon":            func(s *vm.Spec) { s.Balloon = &vm.Balloon{Autodeflate: vm.On} },
 		"a vsock":              func(s *vm.Spec) { s.VSock = &vm.VSock{CID: 3} },
 		"memory is shared":     func(s *vm.Spec) { s.MemoryConfig.Shared = true },
 		"huge pages":           func(s *vm.Spec) { s.MemoryConfig.HugePages = true },
@@ -676,7 +677,7 @@ func TestUnfreezable(t *testing.T) {
 			t.Errorf("%v; want %q", err, want)
 		}
 	}
-	if err := unfreezable(vm.Spec{Disks: []vm.Disk{{}}}); err != nil {
+	if err := unfreezable(vm.Spec{Disks: []vm.Disk{{}}, Devices: vm.Devices{Balloon: &vm.Balloon{Model: "none"}}}); err != nil {
 		t.Error(err)
 	}
 }

@@ -42,6 +42,9 @@ func (d *Driver) thaw(ctx context.Context, spec vm.Spec, from vm.Frozen, dir str
 	if err := sameMachine(spec, from.Spec.WithDefaults()); err != nil {
 		return nil, err
 	}
+	if err := unfreezable(spec); err != nil { // as another version of ours may have frozen it
+		return nil, err
+	}
 	t := &thaw{ram: from.RAM, state: from.State, accel: from.Key.Accel}
 	if len(from.Layout) > 0 {
 		if err := json.Unmarshal(from.Layout, &t.layout); err != nil {
@@ -147,6 +150,7 @@ func hostHalf(s vm.Spec) vm.Spec {
 		s.GenerationID = "any"
 	}
 	s.Boot.NVRAM = ""
+	s.MemoryConfig.NoMerge = false
 	s.Graphics, s.Displays, s.QEMU.Binary = vm.Graphics{}, nil, ""
 	for i, name := range s.DiskNames() {
 		d := &s.Disks[i]
