@@ -30,8 +30,11 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// withMemory are the choices of how memory is shared with the host.
+// withMemory are the choices of how memory is shared with the host. Pages are merged
+// only where that was asked for, as a guest can find out by its timing what another
+// one has in its memory.
 func withMemory(s *vm.Spec, c api.MachineConfig) {
+	s.MemoryConfig.NoMerge = !c.KSM
 	if c.Balloon {
 		s.Balloon = &vm.Balloon{FreePageReporting: vm.On, Autodeflate: vm.On}
 	}
@@ -41,7 +44,7 @@ func withMemory(s *vm.Spec, c api.MachineConfig) {
 const ksmRun = "/sys/kernel/mm/ksm/run"
 
 // ksmNote is what to tell a person who wants pages to be merged; "" where they
-// are. QEMU offers its guests' memory for that unless told not to.
+// are.
 func ksmNote(c api.MachineConfig, file string) string {
 	if !c.KSM {
 		return ""

@@ -36,6 +36,7 @@ func (f *frozenStart) spec(rec store.Machine) vm.Spec {
 	s.Title, s.Description = rec.Spec.Title, rec.Spec.Description
 	s.Disks[f.disk].Path = rec.Spec.Disks[0].Path
 	s.Graphics, s.Displays = rec.Spec.Graphics, rec.Spec.Displays
+	s.OS, s.MemoryConfig.NoMerge = rec.Spec.OS, rec.Spec.MemoryConfig.NoMerge
 	for i := range s.NICs {
 		s.NICs[i].Link, s.NICs[i].Forwards = vm.LinkDown, nil
 	}
@@ -59,6 +60,7 @@ func shape(s vm.Spec) vm.Spec {
 	s.Accel, s.Machine, s.CPUs, s.Memory = "", "", 0, 0 // of the key
 	s.NICs, s.HotplugPorts = nil, 0
 	s.Graphics, s.Displays = vm.Graphics{}, nil
+	s.MemoryConfig.NoMerge, s.OS = false, ""
 	if len(s.Disks) > 0 {
 		s.Disks = s.Disks[:1]
 		d := &s.Disks[0]
@@ -106,7 +108,7 @@ func (d *Daemon) findWarm(ctx context.Context, template string, spec vm.Spec, si
 			return nil, "", err
 		}
 		if !same {
-			why = fmt.Sprintf("warm unit %s has other devices (disk bus and cache, balloon): leave those options out", u.ID)
+			why = fmt.Sprintf("warm unit %s has other devices (disk bus and cache, balloon, firmware): leave out the options that change them, or warm the template anew", u.ID)
 			continue
 		}
 		if err := d.store.IntactUnit(ctx, u.ID); err != nil {
