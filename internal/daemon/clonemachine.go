@@ -52,7 +52,7 @@ func (m *machine) clone(ctx context.Context, list []string, req api.CloneMachine
 	if err := m.d.guard.haveRoom("clone " + m.name); err != nil {
 		return nil, err
 	}
-	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User}, c, req.Start)
+	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User, Info: asImage(rec.Spec)}, c, req.Start)
 	if err != nil {
 		return nil, err
 	}

@@ -31,8 +31,9 @@ func (d *Daemon) newMachine(name string, t api.Template, c api.MachineConfig, da
 		NICs:     []vm.NIC{{Forwards: forwards(c.Forwards)}},
 		Disks:    []vm.Disk{{Path: filepath.Join(dir, home.DiskFile), Format: "qcow2", Bus: c.Bus, Cache: c.Cache, Discard: true, BootIndex: 1}},
 	}
+	d.fit(&spec, t.Info)
 	if !c.NoSeed {
-		spec.Disks = append(spec.Disks, vm.SeedDisk(filepath.Join(dir, home.SeedFile), c.Bus))
+		spec.Disks = append(spec.Disks, vm.SeedDisk(filepath.Join(dir, home.SeedFile), spec.Disks[0].Bus))
 	}
 	var err error
 	if spec.Displays, err = displays(c); err != nil {

@@ -85,6 +85,8 @@ type Daemon struct {
 	guard  *guard
 	fleets fleets
 	shares *shares
+	// systems are the guests' systems that were met.
+	systems systems
 	// fetching is held, for reading, while a download is used: it must not go.
 	fetching sync.RWMutex
 

@@ -93,7 +93,7 @@ func (m *machine) fork(ctx context.Context, list []string, req api.ForkRequest, 
 	if err := m.d.guard.haveRoom("fork " + m.name); err != nil {
 		return vm.FreezeResult{}, nil, err
 	}
-	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User}, likeMachine(api.MachineConfig{}, rec.Config), false)
+	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User, Info: asImage(rec.Spec)}, likeMachine(api.MachineConfig{}, rec.Config), false)
 	if err != nil {
 		return vm.FreezeResult{}, nil, err
 	}

@@ -15,15 +15,18 @@ import (
 // on record.
 func TestFit(t *testing.T) {
 	info := api.ImageInfo{OS: "debian11", BootMode: "uefi"}
-	x := serve(t, Options{Driver: &fakeDriver{}, Inspect: func(context.Context, string, string) (api.ImageInfo, error) { return info, nil }})
-	made := func(template, name string) vm.Spec {
+	x := serve(t, Options{Driver: &fakeDriver{}, Images: realImages{},
+		Inspect: func(context.Context, string, string) (api.ImageInfo, error) { return info, nil }})
+	image := func(name string, size int) {
 		t.Helper()
-		var list []api.Machine
-		x.must(x.stream("POST", "/v1/clones", api.CloneRequest{Template: template, Names: []string{name}}, &list))
-		return list[0].Spec
+		path := filepath.Join(t.TempDir(), "disk.raw")
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		x.must(x.stream("POST", "/v1/templates", api.ImportRequest{Source: path, Format: "raw", Name: name}, nil))
 	}
-	x.must(x.stream("POST", "/v1/templates", api.ImportRequest{Source: x.image, Name: "efi"}, nil))
-	if s := made("efi", "a"); s.Boot.Firmware != vm.FirmwareEFI || s.OS != "debian11" || s.Disks[0].Bus != vm.BusVirtio {
+	image("efi", 1<<20)
+	if s := x.clone("efi", "a")[0].Spec; s.Boot.Firmware != vm.FirmwareEFI || s.OS != "debian11" || s.Disks[0].Bus != vm.BusVirtio {
 		t.Errorf("%+v, %q, %+v", s.Boot, s.OS, s.Disks)
 	}
 	var list []api.Machine
@@ -32,12 +35,8 @@ func TestFit(t *testing.T) {
 		t.Errorf("the copy: %+v, %q", s.Boot, s.OS)
 	}
 	info = api.ImageInfo{BootMode: "bios+uefi"}
-	other := filepath.Join(t.TempDir(), "other.qcow2")
-	if err := os.WriteFile(other, []byte("another image"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	x.must(x.stream("POST", "/v1/templates", api.ImportRequest{Source: other, Name: "both"}, nil))
-	if s := made("both", "b"); s.Boot.Firmware != "" || s.OS != "" {
+	image("both", 2<<20)
+	if s := x.clone("both", "b")[0].Spec; s.Boot.Firmware != "" || s.OS != "" {
 		t.Errorf("%+v, %q", s.Boot, s.OS)
 	}
 }

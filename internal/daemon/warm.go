@@ -126,11 +126,12 @@ func (d *Daemon) unitFits(ctx context.Context, u store.Unit) error {
 }
 
 // warmSpec is the machine that a template is warmed as: no card, no seed, and places for both.
-func warmSpec(t api.Template, req api.WarmRequest, disk string) vm.Spec {
+func (d *Daemon) warmSpec(t api.Template, req api.WarmRequest, disk string) vm.Spec {
 	spec := vm.Spec{
 		Name: "warm", CPUs: req.CPUs, Memory: req.Memory, Machine: req.Machine, Accel: req.Accel, RNG: true,
 		Disks: []vm.Disk{{Path: disk, Format: "qcow2", Discard: true, BootIndex: 1}},
 	}
+	d.fit(&spec, t.Info)
 	withIdentity(&spec)
 	spec = spec.WithDefaults()
 	if spec.Chipset() == vm.MachineQ35 {
@@ -147,7 +148,7 @@ func (d *Daemon) warm(ctx context.Context, t api.Template, req api.WarmRequest, 
 		return store.Unit{}, api.Errorf(api.CodeInvalid, "machines cannot be frozen here: start them cold")
 	}
 	name := cmp.Or(t.Name, t.Digest[:12])
-	spec := warmSpec(t, req, filepath.Join(d.home.Warm(), home.DiskFile))
+	spec := d.warmSpec(t, req, filepath.Join(d.home.Warm(), home.DiskFile))
 	if err := spec.Validate(); err != nil {
 		return store.Unit{}, api.Errorf(api.CodeInvalid, "%v", err)
 	}
