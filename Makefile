@@ -84,7 +84,7 @@ bench: deps build
 bench-fleet: deps
 	$(GO) test ./test/fleet -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 60m -v -guest $(GUEST)
 
-## demo: from an image to ten thin machines at their login prompt
+## demo: from an image to ten thin machines at their login prompt, cold and warm
 demo: deps build
 	@scripts/demo.sh
 
