@@ -78,6 +78,37 @@ func distinct(t *testing.T, said map[string][]string) {
 	}
 }
 
+// linesOver is what a command says over SSH, by lines.
+func linesOver(t *testing.T, m api.Machine, key ssh.Signer, command string) []string {
+	t.Helper()
+	return strings.Split(strings.TrimSpace(strictSSH(t, m, key, command)), "\n")
+}
+
+// removeWhenFailed: machines outlive the daemon of a test which fails.
+func removeWhenFailed(t *testing.T, c *client.Client) {
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		list, err := c.Machines(context.Background())
+		for _, m := range list {
+			err = errors.Join(err, c.Remove(context.Background(), m.Name, true))
+		}
+		if err != nil {
+			t.Log(err)
+		}
+	})
+}
+
+// logEvents has the test say what the daemon tells.
+func logEvents(t *testing.T) client.EventFunc {
+	return func(e api.Event) {
+		if e.Text != "" && e.Step != "boot" || e.Warning != "" {
+			t.Log(e.Machine, e.Step, e.Text, e.Warning)
+		}
+	}
+}
+
 // TestWarm takes a template to warm machines and their forks, with real guests.
 func TestWarm(t *testing.T) {
 	image := guestimage.Small(t)
@@ -87,24 +118,8 @@ func TestWarm(t *testing.T) {
 	if _, err := c.ImportTemplate(ctx, api.ImportRequest{Source: image, Name: "small", User: guestimage.User}, nil); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if !t.Failed() {
-			return
-		}
-		// Machines outlive the daemon of a test which fails.
-		list, err := c.Machines(context.Background())
-		for _, m := range list {
-			err = errors.Join(err, c.Remove(context.Background(), m.Name, true))
-		}
-		if err != nil {
-			t.Log(err)
-		}
-	})
-	told := func(e api.Event) {
-		if e.Text != "" && e.Step != "boot" || e.Warning != "" {
-			t.Log(e.Machine, e.Step, e.Text, e.Warning)
-		}
-	}
+	removeWhenFailed(t, c)
+	told := logEvents(t)
 	begun := time.Now()
 	u, err := c.WarmTemplate(ctx, "small", api.WarmRequest{Memory: 128 << 20, Accel: vm.AccelTCG}, told)
 	if err != nil {
@@ -128,14 +143,23 @@ func TestWarm(t *testing.T) {
 		if m.State != api.Login || m.Warmth.Unit != u.ID || m.Warmth.Prompt == 0 || m.Identity == nil || m.SSHPort == 0 {
 			t.Fatalf("%+v", m)
 		}
-		said[m.Name] = strings.Split(strings.TrimSpace(strictSSH(t, m, signer, who)), "\n")
+		said[m.Name] = linesOver(t, m, signer, who)
 		keys[m.Name] = m.Identity.HostKeys
 		if id := said[m.Name]; len(id) != 5 || id[0] != m.Identity.MachineID || id[1] != m.Name || id[3] != m.Spec.UUID || id[4] != m.Spec.NICs[0].MAC {
 			t.Errorf("%s says %q, and is %+v", m.Name, id, m.Identity)
 		}
 	}
+	for _, m := range warmFleet(t, c, u, config) {
+		said[m.Name], keys[m.Name] = linesOver(t, m, signer, who), m.Identity.HostKeys
+		if got := linesOver(t, m, signer, "cat /tmp/told"); got[0] != m.Name+" of 2 on "+m.Name {
+			t.Errorf("%s: its user-data left %q", m.Name, got)
+		}
+	}
 	distinct(t, said)
 	distinct(t, keys)
+	if err := c.RemoveFleet(ctx, "crew", true, told); err != nil {
+		t.Error(err)
+	}
 
 	// A cold start of its own disk keeps who it is.
 	if _, err := c.Stop(ctx, "w-1", api.StopRequest{}, nil); err != nil {
@@ -159,7 +183,7 @@ func TestWarm(t *testing.T) {
 	t.Logf("forked in %s, pause %s, %d KiB", time.Since(begun).Round(time.Millisecond), f.Pause.Round(time.Millisecond), f.Written>>10)
 	for _, m := range f.Machines {
 		t.Logf("%s: %s, prompt %s, ready %s, port %d", m.Name, m.State, m.Warmth.Prompt.Round(time.Millisecond), m.Warmth.Ready.Round(time.Millisecond), m.SSHPort)
-		out := strings.Split(strings.TrimSpace(strictSSH(t, m, signer, who+"; cat /tmp/file")), "\n")
+		out := linesOver(t, m, signer, who+"; cat /tmp/file")
 		if out[len(out)-1] != "before" {
 			t.Errorf("%s has not the original's file: %q", m.Name, out)
 		}
@@ -190,8 +214,8 @@ func TestWarm(t *testing.T) {
 	if _, err := c.Clone(ctx, api.CloneRequest{Template: "small", Names: []string{"no"}, Start: true, Warm: api.WarmMust, MachineConfig: config}, nil); err == nil || !strings.Contains(err.Error(), u.ID) {
 		t.Errorf("a cut RAM file: %v", err)
 	}
-	cold, err := c.Clone(ctx, api.CloneRequest{Template: "small", Names: []string{"cold"}, Start: true, MachineConfig: config}, nil)
-	if err != nil || cold[0].State != api.Login || cold[0].Warmth != nil {
+	cold, err := c.Clone(ctx, api.CloneRequest{Template: "small", Names: []string{"cold"}, Start: true, NoWait: true, MachineConfig: config}, nil)
+	if err != nil || cold[0].State != api.Starting || cold[0].Warmth != nil {
 		t.Errorf("%+v, %v", cold, err)
 	}
 	if err := c.RemoveWarm(ctx, u.ID); err != nil {
@@ -204,4 +228,27 @@ func TestWarm(t *testing.T) {
 		}
 	}
 	p.end(t, syscall.SIGTERM)
+}
+
+// warmFleet applies a fleet of two with user-data, which starts warm by itself.
+func warmFleet(t *testing.T, c *client.Client, u api.WarmUnit, config api.MachineConfig) []api.Machine {
+	t.Helper()
+	config.UserData, config.UserDataTemplate = []byte("#!/bin/sh\necho {{.Name}} of {{.Count}} on $(hostname) >/tmp/told\n"), true
+	fleet := api.Fleet{Name: "crew", Groups: []api.FleetGroup{{Name: "hand", Template: "small", Count: 2, MachineConfig: config,
+		Health: api.Health{Check: "ready", Timeout: 3 * time.Minute}}}}
+	begun := time.Now()
+	state, err := c.ApplyFleet(t.Context(), api.FleetRequest{Fleet: fleet}, logEvents(t))
+	if err != nil || state.State != api.FleetApplied || state.Healthy != 2 || len(state.Machines) != 2 {
+		t.Fatalf("%+v, %v", state, err)
+	}
+	t.Logf("a fleet of two healthy after %s", time.Since(begun).Round(time.Millisecond))
+	for _, m := range state.Machines {
+		if m.Warmth == nil || m.Warmth.Unit != u.ID || m.Warmth.Problem != "" || m.Identity == nil {
+			t.Fatalf("%s did not start warm: %+v", m.Name, m)
+		}
+	}
+	if plan, err := c.PlanFleet(t.Context(), api.FleetRequest{Fleet: fleet}); err != nil || len(plan.Steps) != 0 || plan.Kept != 2 {
+		t.Errorf("what is applied is not what is planned: %+v, %v", plan, err)
+	}
+	return state.Machines
 }
