@@ -77,6 +77,9 @@ func TestWarmDebian(t *testing.T) {
 		t.Errorf("with user-data: %q", got)
 	}
 	renewByQEMU(t, list[1])
+	if err := c.RemoveWarm(ctx, u.ID); err != nil {
+		t.Error(err)
+	}
 	leaveNothing(t, c, h)
 	p.end(t, syscall.SIGTERM)
 }

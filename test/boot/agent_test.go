@@ -2,7 +2,6 @@ package boot_test
 
 import (
 	"context"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,88 +143,4 @@ func sorted(s []string) []string {
 	s = slices.Clone(s)
 	slices.Sort(s)
 	return s
-}
-
-// plugSeed adds a drive with a seed.
-func plugSeed(t *testing.T, g *guesttest.Guest, s seed.Config) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "seed.iso")
-	if err := seed.Write(path, s); err != nil {
-		t.Fatal(err)
-	}
-	d, err := g.Machine.(vm.DiskPlugger).PlugDisk(t.Context(), vm.SeedDisk(path, vm.BusVirtio))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d.Path
-}
-
-// TestAgentDebian warms the Debian guest as a template is warmed, and gives it an
-// identity, and then one with user-data, which its cloud-init carries out.
-func TestAgentDebian(t *testing.T) {
-	path := guestimage.Debian(t)
-	t.Parallel()
-	slot(t)
-	disk := vm.Disk{Path: overlay(t, t.TempDir(), path, "qcow2", nil), Format: "qcow2", Bus: vm.BusVirtio}
-	g := guesttest.Start(t, guesttest.Config{Disk: disk, Memory: 768 << 20, Agents: true, NoNIC: true})
-	warming := plugSeed(t, g, agent.WarmingSeed("i-warming"))
-	g.Login()
-	lamina, qga := g.Agents()
-	c, err := agent.Dial(t.Context(), lamina, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	if err := agent.WaitReady(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := g.Machine.(vm.DiskPlugger).UnplugDisk(t.Context(), warming); err != nil {
-		t.Fatal(err)
-	}
-	if err := agent.Prepare(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-
-	const mac = "52:54:00:12:34:57"
-	alice := newPerson(t)
-	first := identity(t, "one.example.org", seed.Config{User: "alice", Password: "secret", SSHKeys: []string{alice.line}, MACs: []string{mac}})
-	first.Plug = func(context.Context) error { plug(t, g, mac); return nil }
-	before := time.Now()
-	r, err := agent.Renew(t.Context(), c, first)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("renewed in %s: %+v", time.Since(before).Round(time.Millisecond), r)
-	if r.Hostname != "one" || r.MachineID != first.MachineID || !slices.Contains(r.Addresses, "10.0.2.15") {
-		t.Errorf("it says %+v", r)
-	}
-	g.Become("alice", alice.signer, publicKeys(t, first))
-	const who = "hostname; hostname -f; cat /etc/machine-id; id -un; id -nG; sudo id -un; cat /var/lib/cloud/data/instance-id; readlink /var/lib/cloud/instance; sudo grep -c '^alice:.6.' /etc/shadow"
-	if got, want := g.SSH(who), "one\none.example.org\n"+first.MachineID+"\nalice\nalice adm sudo\nroot\ni-one.example.org\n/var/lib/cloud/instances/i-one.example.org\n1\n"; got != want {
-		t.Errorf("over SSH: %q, want %q", got, want)
-	}
-
-	// QEMU's agent does it as well.
-	q, err := agent.Dial(t.Context(), "", qga)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = q.Close() }()
-	bob := newPerson(t)
-	second := identity(t, "two", seed.Config{User: "bob", SSHKeys: []string{bob.line}, MACs: []string{mac}, UserData: []byte("#cloud-config\nruncmd:\n- echo $(hostname) >/root/ran\n")})
-	plugSeed(t, g, second.Seed)
-	before = time.Now()
-	if r, err = agent.Renew(t.Context(), q, second); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("renewed with user-data in %s", time.Since(before).Round(time.Millisecond))
-	if !slices.Equal(sorted(r.HostKeys), sorted(publicKeys(t, second))) {
-		t.Errorf("its host keys are %q after cloud-init, not those it was given", r.HostKeys)
-	}
-	g.Become("bob", bob.signer, publicKeys(t, second))
-	if got, want := g.SSH("hostname; sudo cat /root/ran; cat /var/lib/cloud/data/instance-id; sudo systemctl --failed --no-legend"), "two\ntwo\ni-two\n"; got != want {
-		t.Errorf("over SSH: %q, want %q", got, want)
-	}
-	g.Stop()
-	qemutest.RequireClean(t, disk.Path)
 }
