@@ -287,7 +287,7 @@ type Machine struct {
 	Name      string       `json:"name"`
 	State     MachineState `json:"state"`
 	Template  string       `json:"template"` // name, or digest if it has none
-	Digest    string       `json:"digest"`   // of the template
+	Digest    string       `json:"digest"`   // of the layer that its own lies over; see Base
 	CreatedAt time.Time    `json:"createdAt"`
 	Dir       string       `json:"dir"`
 	Spec      vm.Spec      `json:"spec"`
@@ -305,8 +305,9 @@ type Machine struct {
 	Definition *Definition `json:"definition,omitempty"`
 	Autostart  bool        `json:"autostart,omitempty"`
 
-	// Base is the layer that its own lies over: a digest, or the id of a frozen
-	// layer; "" for one with a definition or a flat disk.
+	// Base is the layer that its own lies over: the digest of its template, or the id of
+	// a layer that was frozen over that, for a warm unit or a copy; "" for one with a
+	// definition or a flat disk. Digest is the same.
 	Base string `json:"base,omitempty"`
 	// Warmth is set while a machine runs that was started warm, Identity once the
 	// guest has confirmed it.

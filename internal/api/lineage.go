@@ -135,6 +135,7 @@ type Identity struct {
 	MachineID string    `json:"machineID"`
 	Addresses []string  `json:"addresses,omitempty"` // of the guest, without loopback
 	HostKeys  []string  `json:"hostKeys,omitempty"`  // SSH, as in known_hosts without the host
+	User      string    `json:"user,omitempty"`      // who has the keys and the password
 	At        time.Time `json:"at"`
 }
 

@@ -170,10 +170,10 @@ func (a *app) reached(m api.Machine, many bool) error {
 		a.note("lamina: %s: %s", m.Name, progress.Clean(w.Problem))
 	}
 	if many && m.State == api.Login && m.Warmth != nil {
-		return a.printf("%s is ready after %s: lamina ssh %s\n", m.Name, progress.Duration(m.Warmth.Ready), m.Name)
+		return a.printf("%s is ready after %s: lamina ssh %s%s\n", m.Name, progress.Duration(m.Warmth.Ready), m.Name, portsText(m))
 	}
 	if many && m.State == api.Login {
-		return a.printf("%s is at its login prompt after %s: lamina ssh %s\n", m.Name, progress.Duration(m.LoginIn), m.Name)
+		return a.printf("%s is at its login prompt after %s: lamina ssh %s%s\n", m.Name, progress.Duration(m.LoginIn), m.Name, portsText(m))
 	}
 	var b strings.Builder
 	switch m.State {
@@ -202,6 +202,14 @@ func (a *app) reached(m api.Machine, many bool) error {
 		fmt.Fprintf(&b, "  port     %s\n", f)
 	}
 	return a.printf("%s", b.String())
+}
+
+// portsText are the ports that a person asked for, for the end of a line.
+func portsText(m api.Machine) string {
+	if list := extraForwards(m); len(list) > 0 {
+		return "; " + strings.Join(list, ", ")
+	}
+	return ""
 }
 
 // extraForwards are the ports that a person asked for, "127.0.0.1:8080 -> 80".

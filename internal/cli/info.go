@@ -59,6 +59,14 @@ func (a *app) info(ctx context.Context, patterns []string, asJSON bool) error {
 }
 
 // infoText is what a person reads of a machine.
+// layerText is how a layer is referred to: by its digest, or by its id.
+func layerText(key string) string {
+	if len(key) == 64 {
+		return "sha256 " + shortID(key)
+	}
+	return key
+}
+
 func infoText(m api.Machine) string {
 	var b strings.Builder
 	put := func(key, format string, args ...any) {
@@ -89,10 +97,10 @@ func infoText(m api.Machine) string {
 		}
 	}
 	if m.Digest != "" {
-		put("template", "%s (sha256 %.12s)", shortDigest(m.Template), m.Digest)
+		put("template", "%s", shortDigest(m.Template))
 	}
-	if m.Base != "" && m.Base != m.Digest {
-		put("over", "%s", m.Base)
+	if m.Base != "" {
+		put("over", "%s", layerText(m.Base))
 	}
 	if len(m.Labels) > 0 {
 		put("labels", "%s", labelText(m.Labels))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/names"
 )
 
 // sshUser returns the user to log in as: the one asked for, the machine's, the
@@ -24,7 +25,7 @@ func (o *sshOptions) sshUser(ctx context.Context, a *app, program string, m api.
 		return m.User
 	}
 	known := filepath.Join(m.Dir, home.SSHUserFile)
-	if b, err := os.ReadFile(known); err == nil && validUser(string(b)) {
+	if b, err := os.ReadFile(known); err == nil && names.IsUser(string(b)) {
 		return string(b)
 	}
 	user := o.askUser(ctx, program, m, h)
@@ -69,19 +70,9 @@ func namedUser(r io.Reader) string {
 		if !ok {
 			continue
 		}
-		if user, _, ok := strings.Cut(rest, `"`); ok && validUser(user) {
+		if user, _, ok := strings.Cut(rest, `"`); ok && names.IsUser(user) {
 			return user
 		}
 	}
 	return ""
-}
-
-// validUser keeps what a guest says from becoming an option of ssh.
-func validUser(s string) bool {
-	if s == "" || len(s) > 32 || s[0] == '-' {
-		return false
-	}
-	return strings.IndexFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-' && r != '.'
-	}) < 0
 }

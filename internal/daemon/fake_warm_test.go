@@ -230,5 +230,5 @@ func (g fakeGuest) Renew(ctx context.Context, id agent.Identity) (agent.Report, 
 		return agent.Report{}, err
 	}
 	keys, err := id.HostKeys.Public()
-	return agent.Report{Hostname: id.Seed.Hostname, MachineID: id.MachineID, Addresses: []string{"10.0.2.15"}, HostKeys: keys, At: time.Now()}, err
+	return agent.Report{Hostname: id.Seed.Hostname, MachineID: id.MachineID, Addresses: []string{"10.0.2.15"}, HostKeys: keys, User: "admin", At: time.Now()}, err
 }

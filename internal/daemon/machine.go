@@ -187,6 +187,9 @@ func (m *machine) describeBy(until time.Time) api.Machine {
 		Definition: shown(rec.Definition), Autostart: rec.Last.Autostart,
 		Labels: rec.Config.Labels, Base: rec.Digest, Identity: rec.Identity,
 	}
+	if rec.Identity != nil && rec.Identity.User != "" {
+		out.User = rec.Identity.User // its word, not what the image is known for
+	}
 	if r != nil {
 		info := r.vm.Info()
 		out.Run, out.Memory, out.SSHPort = &info, m.d.shares.of(info.PID, until), sshPort(info.Forwards)

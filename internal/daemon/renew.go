@@ -80,7 +80,7 @@ func (m *machine) becomeItself(ctx context.Context, r *run) {
 	m.recordWarm(r, func(rec *store.Machine, w *api.Warmth) {
 		w.Ready, w.Problem = took, problem
 		rec.Last.Stage, rec.Last.Problem = boot.StageLogin, nil
-		rec.Identity = &api.Identity{Hostname: report.Hostname, MachineID: report.MachineID, Addresses: report.Addresses, HostKeys: report.HostKeys, At: report.At}
+		rec.Identity = &api.Identity{Hostname: report.Hostname, MachineID: report.MachineID, Addresses: report.Addresses, HostKeys: report.HostKeys, User: report.User, At: report.At}
 	})
 	m.d.log.Info("ready", "machine", m.name, "took", took.Round(time.Millisecond))
 	r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: "ready after " + progress.Duration(took), Boot: &boot.Event{Stage: boot.StageLogin, Since: took}})
@@ -200,7 +200,7 @@ func (m *machine) renew(ctx context.Context, r *run) (agent.Report, error) {
 	if err != nil && !errors.Is(err, agent.ErrUserData) {
 		return report, err
 	}
-	if err := m.knowHost(report.HostKeys); err != nil {
+	if err := m.knowHost(report); err != nil {
 		return report, err
 	}
 	leave = false
@@ -306,17 +306,24 @@ for p in udhcpc dhclient; do pkill -x $p || killall $p; done >/dev/null 2>&1
 	return err
 }
 
-// knowHost writes the guest's host keys where `lamina ssh` looks for them.
-func (m *machine) knowHost(keys []string) error {
-	if len(keys) == 0 {
-		return nil
-	}
+// knowHost writes the guest's host keys, and who lets the keys of people in, where
+// `lamina ssh` looks for them. The user outlives a cold start, which does not tell.
+func (m *machine) knowHost(report agent.Report) error {
 	var b bytes.Buffer
-	for _, k := range keys {
+	for _, k := range report.HostKeys {
 		fmt.Fprintf(&b, "lamina-%s %s\n", m.id, k)
 	}
-	path := m.file(home.KnownHosts)
-	if err := os.WriteFile(path+".new", b.Bytes(), 0o600); err != nil {
+	return errors.Join(m.keepFile(home.KnownHosts, b.Bytes()), m.keepFile(home.SSHUserFile, []byte(report.User)))
+}
+
+// keepFile writes a file of the machine's folder, as a whole, if there is anything to
+// write.
+func (m *machine) keepFile(name string, content []byte) error {
+	if len(content) == 0 {
+		return nil
+	}
+	path := m.file(name)
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)

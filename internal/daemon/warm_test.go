@@ -61,6 +61,9 @@ func TestWarmStart(t *testing.T) {
 		if err != nil || strings.Count(string(b), "lamina-"+m.ID+" ") != 2 {
 			t.Errorf("known_hosts of %s: %q, %v", m.Name, b, err)
 		}
+		if b, err := os.ReadFile(x.home.Machine(m.ID) + "/" + home.SSHUserFile); err != nil || string(b) != "admin" || m.User != "admin" {
+			t.Errorf("the user of %s: %q, %q, %v", m.Name, m.User, b, err)
+		}
 		if s := d.machine(t, x.home.Machine(m.ID)).spec; len(s.NICs) != 0 || len(s.Disks) != 1 || s.UUID != m.Spec.UUID {
 			t.Errorf("%s was thawed as %+v", m.Name, s)
 		}

@@ -43,6 +43,15 @@ func IsDigest(s string) bool {
 	return strings.Trim(s, "0123456789abcdef") == ""
 }
 
+// IsUser says whether s can be the name of a guest's user. A guest is not trusted: what
+// it says must not become an option of a program.
+func IsUser(s string) bool {
+	if s == "" || len(s) > 32 || s[0] == '-' {
+		return false
+	}
+	return strings.IndexFunc(s, func(r rune) bool { return !alnum(r) && !strings.ContainsRune("_-.", r) }) < 0
+}
+
 func check(kind, name, punctuation string) error {
 	switch {
 	case name == "":

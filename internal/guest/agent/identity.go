@@ -39,6 +39,7 @@ type Report struct {
 	MachineID string
 	Addresses []string // without loopback and link-local ones
 	HostKeys  []string // of its SSH server, as in known_hosts without the host
+	User      string   // who has the keys and the password; "" if it does not say
 	At        time.Time
 }
 

@@ -83,13 +83,13 @@ func TestRenew(t *testing.T) {
 		if plugged {
 			t.Error("the card was plugged in before the guest had its name")
 		}
-		return "some program talks\n" + good(t, id)
+		return "some program talks\n=user admin\n" + good(t, id)
 	})
 	r, err := Renew(testContext(t), c, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !plugged || r.Hostname != "web" || r.MachineID != id.MachineID || !slices.Equal(r.Addresses, []string{"10.0.2.15"}) || len(r.HostKeys) != 2 || time.Since(r.At) > time.Minute {
+	if !plugged || r.Hostname != "web" || r.MachineID != id.MachineID || !slices.Equal(r.Addresses, []string{"10.0.2.15"}) || len(r.HostKeys) != 2 || r.User != "admin" || time.Since(r.At) > time.Minute {
 		t.Errorf("plugged %t, report %+v", plugged, r)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/lamina-vm/lamina/internal/names"
 )
 
 // Bounds of a report: more than any guest has.
@@ -65,6 +67,9 @@ func (s said) noiseText() string {
 // report is what the guest says, as it is.
 func (s said) report(at time.Time) Report {
 	r := Report{Hostname: printable(s.one("hostname")), MachineID: printable(s.one("machine-id")), At: at}
+	if user := s.one("user"); names.IsUser(user) {
+		r.User = user
+	}
 	for _, k := range s.values["key"] {
 		r.HostKeys = append(r.HostKeys, printable(k))
 	}
@@ -136,7 +141,7 @@ func (s said) checkKeys(id Identity, got []string) error {
 // report that was checked.
 func (s said) afterCloudInit(before Report) (Report, error) {
 	r := s.report(time.Now())
-	r.Addresses = before.Addresses
+	r.Addresses, r.User = before.Addresses, before.User
 	if r.MachineID != before.MachineID {
 		return before, fmt.Errorf("%w: the machine-id is %q after its cloud-init ran, not %q", ErrUserData, clip(r.MachineID), before.MachineID)
 	}
