@@ -235,8 +235,9 @@ func (c *Client) write(line []byte) error {
 	}
 	if err != nil {
 		c.end(err)
+		return c.Err()
 	}
-	return err
+	return nil
 }
 
 // read delivers what the server sends until the connection ends.

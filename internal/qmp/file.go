@@ -55,6 +55,7 @@ func (c *Client) writeFile(conn *net.UnixConn, line []byte, f *os.File) error {
 	}
 	if err != nil {
 		c.end(err)
+		return c.Err()
 	}
-	return err
+	return nil
 }

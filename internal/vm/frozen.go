@@ -80,17 +80,20 @@ type FreezeResult struct {
 type Freezer interface {
 	// Freeze keeps the machine's present instant and lets it go on (or ends it:
 	// FreezeRequest.End). RAM is written while the guest runs, and what it changed
-	// meanwhile in the pause. On an error, and when ctx ends before the instant, the
-	// machine goes on as it was, on its present images, and what was written
-	// is removed; should a drive's overlay not be taken off again, which the error
-	// says, [Described] tells that the machine uses it. RAM and State appear
-	// when they are complete, never before. [ErrNoFreeze] for a machine with a device
-	// that has state on the host (vfio, 9p, virtiofs, a TPM, ...), [ErrNoLayer] for a
-	// drive that takes no overlay.
+	// meanwhile in the pause. One that is paused stays so, and does not execute a
+	// moment; it can be frozen again when it has gone on since. On an error, and when
+	// ctx ends before the instant, the machine goes on as it was, on its present
+	// images, and what was written is removed; should a drive's overlay not be taken
+	// off again, which the error says, [Described] tells that the machine uses it. RAM
+	// and State appear when they are complete, never before. [ErrNoFreeze] for a machine
+	// with a device that has state on the host (vfio, 9p, virtiofs, a TPM, ...),
+	// [ErrNoLayer] for a drive that takes no overlay.
 	//
 	// Where this process dies in the middle, [Driver.Adopt] lets the machine go on;
 	// RunningSpec tells on which images. Where QEMU dies too, the overlay is the right
-	// image to go on from, whether or not it was in use: it is empty if it was not.
+	// image to go on from if it is there and not empty, and the present image if not:
+	// an overlay that the guest wrote to and that is taken off again is removed before the
+	// guest writes to the image below.
 	Freeze(ctx context.Context, r FreezeRequest) (FreezeResult, error)
 }
 

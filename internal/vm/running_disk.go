@@ -42,6 +42,16 @@ type DiskSnapshotter interface {
 	// [Spec.FindDisk] does, write to new overlays of their present images, all from
 	// one instant on. The overlays are qcow2 images made by the caller. From then on
 	// the present images are only read, and the machine's spec names the overlays.
-	// On an error nothing has changed.
+	// On an error nothing has changed, as far as is known: where the machine ended, or
+	// did not answer, [ImageTeller] and the overlays tell.
 	SnapshotDisks(ctx context.Context, layers map[string]string) error
+}
+
+// ImageTeller is a [Machine] that can be asked which images it uses. [Described] tells
+// what is on record, which is the same unless a change of it was broken off.
+type ImageTeller interface {
+	// DiskImage asks what runs for the path of the image that a drive, named as
+	// [Spec.FindDisk] does, writes to now. [ErrNotRunning] where the machine has ended:
+	// then nobody writes to any.
+	DiskImage(ctx context.Context, name string) (string, error)
 }

@@ -23,22 +23,6 @@ func (c config) ramBlock() string {
 	return mainBlock
 }
 
-// freezeNote is on record while a machine is being frozen: what another process
-// needs to let it go on.
-type freezeNote struct {
-	// Resume: the guest executed, and is to.
-	Resume bool `json:"resume"`
-	// Layers are the overlays, by drive; each is open as Node, and in use if it is
-	// the drive's topmost one.
-	Layers map[string]noteLayer `json:"layers,omitempty"`
-}
-
-type noteLayer struct {
-	Node  string `json:"node"`
-	Path  string `json:"path"`
-	Below string `json:"below"` // the drive's image before it
-}
-
 // freeze is one call of Freeze.
 type freeze struct {
 	m      *machine
@@ -50,9 +34,8 @@ type freeze struct {
 	files  *frozenFiles
 	mig    *migration
 
-	switched bool
-	pause    time.Duration
-	before   int64 // bytes of RAM that were written before the pause
+	pause  time.Duration
+	before int64 // bytes of RAM that were written before the pause
 }
 
 // Freeze implements [vm.Freezer]. QEMU migrates the machine into a socket of ours.
@@ -95,7 +78,13 @@ func (f *freeze) run(ctx context.Context) (vm.FreezeResult, error) {
 	defer f.files.discard()
 	split, err := f.migrate(ctx)
 	if err == nil {
+		err = f.m.step("sent")
+	}
+	if err == nil {
 		err = f.keep(ctx)
+	}
+	if err == nil {
+		err = f.m.step("kept")
 	}
 	if err != nil {
 		return result, f.undo(ctx, err)
@@ -150,6 +139,8 @@ func (f *freeze) check(ctx context.Context) error {
 	case statusPaused:
 		f.held = true
 		f.m.held.Store(true)
+	case statusMigrated:
+		return errors.New("it was frozen while it was paused, and QEMU freezes it again when it has gone on since: let it go on for a moment")
 	default:
 		return fmt.Errorf("the guest does not execute (status %s): it can be frozen when it runs, or is paused", status)
 	}
@@ -184,10 +175,16 @@ func (f *freeze) migrate(ctx context.Context) (stream.Result, error) {
 		// What QEMU would write out while the guest is stopped.
 		syncImages(f.layers)
 	}
-	if err := f.note(ctx); err != nil {
+	if err := f.m.noteLayers(ctx, freezeNote{Resume: !f.held}, f.layers); err != nil {
+		return stream.Result{}, err
+	}
+	if err := f.m.step("noted"); err != nil {
 		return stream.Result{}, err
 	}
 	if err := f.openLayers(ctx); err != nil {
+		return stream.Result{}, err
+	}
+	if err := f.m.step("opened"); err != nil {
 		return stream.Result{}, err
 	}
 	block := config{spec: f.spec}.ramBlock()
@@ -213,11 +210,14 @@ func (f *freeze) migrate(ctx context.Context) (stream.Result, error) {
 	if err := mig.awaitEnd(ctx); err != nil {
 		return stream.Result{}, err
 	}
+	if err := f.m.step("migrated"); err != nil {
+		return stream.Result{}, err
+	}
 	if !f.r.End {
 		if err := f.m.goOn(ctx); err != nil {
 			return stream.Result{}, err
 		}
-		if !f.held {
+		if !f.m.held.Load() {
 			f.pause = mig.pause()
 		}
 	}
@@ -232,6 +232,9 @@ func (f *freeze) instant(ctx context.Context) error {
 	}
 	f.before = f.mig.split.Written()
 	if err := f.mig.alive(); err != nil {
+		return err
+	}
+	if err := f.m.step("stopped for the instant"); err != nil {
 		return err
 	}
 	if len(f.layers) > 0 {
@@ -254,7 +257,9 @@ func (f *freeze) switchLayers(ctx context.Context) error {
 	if err := f.m.execute(sctx, "transaction", map[string]any{"actions": actions}, nil); err != nil {
 		return err
 	}
-	f.switched = true
+	if err := f.m.step("switched"); err != nil {
+		return err
+	}
 	return f.m.change(func(r *record) { r.setPaths(f.layers, func(l layer) string { return l.path }) })
 }
 
@@ -264,19 +269,6 @@ func (r *record) setPaths(layers []layer, path func(layer) string) {
 			r.Spec.Disks[i].Path = path(l)
 		}
 	}
-}
-
-// note puts on record what is about to be done.
-func (f *freeze) note(ctx context.Context) error {
-	n := &freezeNote{Resume: !f.held, Layers: map[string]noteLayer{}}
-	for i := range f.layers {
-		l := &f.layers[i]
-		if err := f.m.nameLayer(ctx, l); err != nil {
-			return err
-		}
-		n.Layers[l.id] = noteLayer{Node: l.overlay, Path: l.path, Below: l.disk.Path}
-	}
-	return f.m.change(func(r *record) { r.Freeze = n })
 }
 
 func (f *freeze) openLayers(ctx context.Context) error {
@@ -315,7 +307,8 @@ func (f *freeze) end(ctx context.Context) error {
 		}
 		return nil
 	}
-	// A note that stays does no harm: the machine goes on already.
+	// A note that stays does no harm: the machine goes on already, and nothing is being
+	// taken off.
 	_ = f.m.change(func(r *record) { r.Freeze = nil })
 	return nil
 }
@@ -328,39 +321,14 @@ func (f *freeze) undo(ctx context.Context, why error) error {
 	f.files.unlink()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recovering)
 	defer cancel()
-	err := f.m.thawAgain(ctx)
-	if err == nil && f.switched {
-		err = f.takeOff(ctx)
-	}
-	if err == nil {
-		err = f.m.dropNote(ctx, f.m.change)
-	}
-	if errors.Is(err, vm.ErrNotRunning) {
+	stays, err := f.m.wayBack(ctx, f.m.change)
+	switch {
+	case errors.Is(err, vm.ErrNotRunning):
 		return fmt.Errorf("%w: %w", vm.ErrNotRunning, why)
-	}
-	if err != nil {
+	case err != nil:
 		return errors.Join(why, fmt.Errorf("and it does not go on as it was: %w", err))
+	case stays != nil:
+		return errors.Join(why, fmt.Errorf("and it goes on with the overlay, which was not taken off again: %w", stays))
 	}
 	return why
-}
-
-func unfreezeJob(id string) string { return "unfreeze-" + id }
-
-// takeOff writes what came into the overlays since the instant back into the
-// images and makes these the drives' again.
-func (f *freeze) takeOff(ctx context.Context) error {
-	for _, l := range f.layers {
-		job := unfreezeJob(l.id)
-		args := map[string]any{"job-id": job, "device": l.overlay, "base-node": l.node, "auto-dismiss": false}
-		if err := f.m.execute(ctx, "block-commit", args, nil); err != nil {
-			return err
-		}
-		if err := f.m.completeJob(ctx, job); err != nil {
-			return err
-		}
-		if err := f.m.change(func(r *record) { r.setPaths([]layer{l}, func(l layer) string { return l.disk.Path }) }); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -124,28 +125,87 @@ func (m *machine) SnapshotDisks(ctx context.Context, layers map[string]string) e
 	// the record says are one.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	u := &undo{m: m}
+	err = m.noteLayers(ctx, freezeNote{Snapshot: true}, list)
+	if err == nil {
+		err = m.snapshot(ctx, list)
+	}
+	// QEMU is asked in any case: its answer may be what failed.
+	if e := m.persist(ctx, func() error { return m.notePaths(ctx, m.change) }); e != nil {
+		return fmt.Errorf("snapshot: %w", errors.Join(err, e))
+	}
+	if m.uses(list) {
+		err = nil
+	}
+	return errors.Join(err, m.change(func(r *record) { r.Freeze = nil }))
+}
+
+func (m *machine) snapshot(ctx context.Context, list []layer) error {
+	if err := m.step("noted"); err != nil {
+		return err
+	}
 	var actions []any
 	for i := range list {
 		l := &list[i]
 		if err := m.openLayer(ctx, l); err != nil {
-			return u.run(fmt.Errorf("snapshot: %s: %w", l.path, err))
+			return fmt.Errorf("snapshot: %s: %w", l.path, err)
 		}
-		u.add("blockdev-del", map[string]string{"node-name": l.overlay})
 		actions = append(actions, map[string]any{"type": "blockdev-snapshot", "data": map[string]string{"node": l.node, "overlay": l.overlay}})
+	}
+	if err := m.step("opened"); err != nil {
+		return err
 	}
 	// One transaction: QEMU holds the guest's requests, and switches all drives or
 	// none.
 	if err := m.execute(ctx, "transaction", map[string]any{"actions": actions}, nil); err != nil {
-		return u.run(fmt.Errorf("snapshot: %w", err))
+		return fmt.Errorf("snapshot: %w", err)
 	}
-	return m.change(func(r *record) {
-		for _, l := range list {
-			if i := slices.Index(r.DiskIDs, l.id); i >= 0 {
-				r.Spec.Disks[i].Path = l.path
-			}
+	return m.step("switched")
+}
+
+// uses says whether all drives of layers use these, by the record.
+func (m *machine) uses(layers []layer) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range layers {
+		if i := slices.Index(m.record.DiskIDs, l.id); i < 0 || m.record.Spec.Disks[i].Path != l.path {
+			return false
 		}
-	})
+	}
+	return true
+}
+
+// DiskImage implements [vm.ImageTeller].
+func (m *machine) DiskImage(ctx context.Context, name string) (string, error) {
+	_, _, id, err := m.findDisk(name)
+	if err != nil {
+		return "", err
+	}
+	b, err := m.queryBlock(ctx, id)
+	if err == nil && b.Inserted == nil {
+		err = fmt.Errorf("%w: the drive is empty", vm.ErrNoDevice)
+	}
+	if err != nil {
+		return "", fmt.Errorf("image of drive %q: %w", name, err)
+	}
+	return imagePath(b.Inserted.File)
+}
+
+// imagePath is the path in what QEMU calls an image: itself, or, where its header calls
+// its backing file otherwise than QEMU does, the image's options.
+func imagePath(name string) (string, error) {
+	text, ok := strings.CutPrefix(name, "json:")
+	if !ok {
+		return name, nil
+	}
+	var o struct {
+		File struct {
+			Filename string `json:"filename"`
+		} `json:"file"`
+	}
+	if err := json.Unmarshal([]byte(text), &o); err != nil || o.File.Filename == "" {
+		return "", fmt.Errorf("QEMU says that it uses %s, which has no path", name)
+	}
+	return o.File.Filename, nil
 }
 
 // findLayers are the drives that are to get overlays.

@@ -33,6 +33,10 @@ type machine struct {
 	ended, released chan struct{}
 	releaseOnce     sync.Once
 
+	// atStep, set by tests alone, is told of each step of a change of the drives' images;
+	// an error is that step's.
+	atStep func(name string) error
+
 	held atomic.Bool // by Pause: the supervisor lets it not go on
 	full atomic.Bool // it waits for space on the host
 

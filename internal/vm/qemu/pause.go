@@ -12,7 +12,15 @@ func (m *machine) Pause(ctx context.Context) error {
 		m.held.Store(before)
 		return fmt.Errorf("pause: %w", err)
 	}
-	return nil
+	return m.noteResume(false)
+}
+
+// noteResume puts on record whether a machine that is being frozen is to go on.
+func (m *machine) noteResume(on bool) error {
+	if m.noted() == nil {
+		return nil
+	}
+	return m.change(func(r *record) { r.changeNote(func(n *freezeNote) { n.Resume = on }) })
 }
 
 // Resume implements [vm.Pauser].
@@ -21,7 +29,7 @@ func (m *machine) Resume(ctx context.Context) error {
 	defer m.runMu.Unlock()
 	if m.freezing { // which lets it go on at its end
 		m.held.Store(false)
-		return nil
+		return m.noteResume(true)
 	}
 	if err := m.execute(ctx, "cont", nil, nil); err != nil {
 		return fmt.Errorf("resume: %w", err)

@@ -23,18 +23,44 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// thawAgain ends whatever migration is under way and lets the guest go on, unless it is
-// held; also when the monitor has to come back for that.
-func (m *machine) thawAgain(ctx context.Context) error {
+// wayBack lets a machine that is being frozen go on as it was: no migration is under
+// way, the images are its own again, and what was put over them is taken off. stays is
+// why an overlay is not; the machine goes on as well with it.
+func (m *machine) wayBack(ctx context.Context, change recording) (stays, err error) {
+	err = m.persist(ctx, func() error { return m.endMigration(ctx) })
+	if err == nil {
+		err = m.persist(ctx, func() error { return m.regain(ctx) })
+	}
+	if err == nil {
+		err = m.persist(ctx, func() (err error) {
+			stays, err = m.takeOff(ctx, change)
+			return err
+		})
+	}
+	if err == nil {
+		err = m.step("images are on record")
+	}
+	// Whatever became of that, its guest is not kept stopped.
+	if e := m.persist(ctx, func() error { return m.goOn(ctx) }); e != nil && !errors.Is(err, vm.ErrNotRunning) {
+		err = errors.Join(err, e)
+	}
+	if err == nil {
+		err = m.step("goes on")
+	}
+	if err == nil {
+		err = change(func(r *record) { r.Freeze = nil })
+	}
+	return stays, err
+}
+
+// persist repeats what failed as the monitor was lost, which comes back.
+func (m *machine) persist(ctx context.Context, f func() error) error {
 	for {
-		err := m.endMigration(ctx)
-		if err == nil {
-			err = m.goOn(ctx)
-		}
+		err := f()
 		if !errors.Is(err, qmp.ErrClosed) || errors.Is(err, vm.ErrNotRunning) {
 			return err
 		}
-		if perr := pause(ctx, 100*time.Millisecond); perr != nil {
+		if pause(ctx, 100*time.Millisecond) != nil {
 			return err
 		}
 	}
@@ -79,13 +105,18 @@ func (m *machine) endMigration(ctx context.Context) error {
 	}
 }
 
-// goOn lets a guest go on after a migration; one that is held stays so, with its images
-// in its hands again. One that has ended meanwhile stays as it is.
+// goOn lets a guest go on after a migration; one that is held stays so, without a moment
+// of execution, with its images in its hands again. One that has ended meanwhile stays as it is.
 func (m *machine) goOn(ctx context.Context) error {
 	m.runMu.Lock()
 	defer m.runMu.Unlock()
 	if err := m.letGo(ctx, !m.held.Load()); err != nil {
 		return err
+	}
+	if m.held.Load() { // since just now: that came before it was let go on, and goes for after
+		if err := m.stopGuest(ctx); err != nil {
+			return err
+		}
 	}
 	m.freezing = false
 	return nil
@@ -111,111 +142,45 @@ func (m *machine) letGo(ctx context.Context, resume bool) error {
 	case resume && (status == statusPaused || status == statusMigrated):
 		return m.execute(ctx, "cont", nil, nil)
 	case !resume && status == statusMigrated:
-		// That it executes for a moment is the price: nothing else makes QEMU open
-		// its images again.
-		if err := m.execute(ctx, "cont", nil, nil); err != nil {
-			return err
-		}
-		return m.execute(ctx, "stop", nil, nil)
+		return m.regain(ctx)
 	case !resume && status == statusRunning:
 		return m.execute(ctx, "stop", nil, nil)
 	}
 	return nil
 }
 
-// completeJob waits until a job that copies down has caught up, and ends it.
-func (m *machine) completeJob(ctx context.Context, id string) error {
-	for completing := false; ; {
-		j, err := m.findJob(ctx, id)
-		switch {
-		case err != nil:
-			return err
-		case j == nil:
-			return errNoJob
-		case j.Status == "ready" && !completing:
-			completing = true
-			if err := m.execute(ctx, "job-complete", map[string]string{"id": id}, nil); err != nil {
-				return err
-			}
-		case j.Status == "concluded":
-			if err := m.execute(ctx, "job-dismiss", map[string]string{"id": id}, nil); err != nil {
-				return err
-			}
-			return jobEnd(ctx, j, false)
-		}
-		if err := pause(ctx, tick); err != nil {
-			return err
-		}
-	}
-}
-
-// dropNote closes the overlays that did not come into use, notes those that did,
-// and ends the note with change.
-func (m *machine) dropNote(ctx context.Context, change func(func(*record)) error) error {
-	m.mu.Lock()
-	n := m.record.Freeze
-	m.mu.Unlock()
-	if n == nil {
-		return nil
-	}
-	paths := map[string]string{}
-	for id, l := range n.Layers {
-		paths[id] = l.Below
-		nodes, err := m.nodesOf(ctx, id)
-		if err != nil {
-			return err
-		}
-		if !slices.Contains(nodes, l.Node) {
-			continue // it was not opened yet
-		}
-		top, err := m.topNode(ctx, id)
-		if err != nil {
-			return err
-		}
-		if top == l.Node {
-			paths[id] = l.Path
-			continue
-		}
-		if err := m.execute(ctx, "blockdev-del", map[string]string{"node-name": l.Node}, nil); err != nil && !notFound(err) {
-			return err
-		}
-	}
-	return change(func(r *record) {
-		for i, id := range r.DiskIDs {
-			if path := paths[id]; path != "" {
-				r.Spec.Disks[i].Path = path
-			}
-		}
-		r.Freeze = nil
-	})
-}
-
 // recoverFreeze lets a machine go on whose freezer died. The folder's lock must be
 // held.
 func (m *machine) recoverFreeze(ctx context.Context) error {
-	if m.record.Freeze == nil {
+	n := m.noted()
+	if n == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, recovering)
 	defer cancel()
-	if err := m.endMigration(ctx); err != nil {
-		return err
-	}
-	m.held.Store(!m.record.Freeze.Resume)
-	if err := m.goOn(ctx); err != nil {
-		return err
-	}
-	for id := range m.record.Freeze.Layers { // its freezer was about to take it off again
-		j, err := m.findJob(ctx, unfreezeJob(id))
-		if err != nil {
+	if n.Snapshot {
+		if err := m.notePaths(ctx, m.changeLocked); err != nil {
 			return err
 		}
-		if j == nil {
-			continue
-		}
-		if err := m.completeJob(ctx, j.ID); err != nil {
+		return m.changeLocked(func(r *record) { r.Freeze = nil })
+	}
+	m.held.Store(!n.Resume)
+	for _, l := range n.Layers {
+		if l.Off {
+			_, err := m.wayBack(ctx, m.changeLocked)
 			return err
 		}
 	}
-	return m.dropNote(ctx, m.changeLocked)
+	// What it uses it goes on with.
+	err := m.endMigration(ctx)
+	if err == nil {
+		err = m.goOn(ctx)
+	}
+	if err == nil {
+		err = m.notePaths(ctx, m.changeLocked)
+	}
+	if err == nil {
+		err = m.changeLocked(func(r *record) { r.Freeze = nil })
+	}
+	return err
 }

@@ -24,6 +24,7 @@ var (
 	_ vm.SpaceWaiter     = (*machine)(nil)
 	_ vm.DiskFlattener   = (*machine)(nil)
 	_ vm.DiskSnapshotter = (*machine)(nil)
+	_ vm.ImageTeller     = (*machine)(nil)
 	_ vm.Freezer         = (*machine)(nil)
 	_ vm.Channeled       = (*machine)(nil)
 )
@@ -195,6 +196,7 @@ type blockDevice struct {
 	TrayOpen bool   `json:"tray_open"`
 	Inserted *struct {
 		NodeName string `json:"node-name"`
+		File     string `json:"file"`
 		Image    struct {
 			VirtualSize int64 `json:"virtual-size"`
 		} `json:"image"`
