@@ -305,15 +305,14 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 		m := d.add(rec)
 		all = append(all, m)
 		settle := func() {
-			if !slices.Contains(unsettled, rec.ID) {
-				return
-			}
 			if err := m.settle(ctx, nil, vm.Spec{}); err != nil {
 				d.log.Error("a change of a disk is not settled", "machine", rec.Name, "error", err)
 			}
 		}
 		if !m.mayRun() {
-			settle()
+			if slices.Contains(unsettled, rec.ID) {
+				settle()
+			}
 			continue
 		}
 		group.Go(func() {
@@ -323,7 +322,7 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 				d.log.Warn("machine not taken over", "machine", rec.Name, "error", err)
 				return
 			}
-			if m.running() == nil { // it has ended unseen
+			if m.running() == nil && (slices.Contains(unsettled, rec.ID) || rec.Linked()) { // it has ended unseen
 				settle()
 			}
 		})

@@ -227,6 +227,24 @@ func TestCloneMachine(t *testing.T) {
 	x.holds("live", "read -P 0x22 1M 1M", "read -P 0x33 2M 1M")
 	x.requireFailures(driver)
 	x.lineage()
+	x.requireTidy("web")
+}
+
+// requireTidy: the links that the QEMU of a frozen machine needs go with it.
+func (x *tester) requireTidy(name string) {
+	x.Helper()
+	links := func() (n int) {
+		list, err := filepath.Glob(filepath.Join(x.machine(name).Dir, "disk*"))
+		if err != nil || len(list) == 0 {
+			x.Fatal(list, err)
+		}
+		return len(list) - 1
+	}
+	if links() == 0 {
+		x.Error("a frozen machine that runs has no link to its layer")
+	}
+	x.must(x.stream("POST", "/v1/machines/"+name+"/stop", api.StopRequest{Force: true}, nil))
+	x.until("the links are gone", func() bool { return links() == 0 })
 }
 
 // requireFailures: a clone that fails leaves nothing, and the machine as it was.

@@ -253,6 +253,24 @@ func (m *machine) supervise(ctx context.Context, r *run) {
 	if gone {
 		m.d.background(m.vanish)
 	}
+	if m.known().Linked() {
+		m.d.background(m.tidy)
+	}
+}
+
+// tidy removes what only a QEMU needed that knew the machine's layers by other names.
+func (m *machine) tidy(ctx context.Context) {
+	end, err := m.begin(ctx)
+	if err != nil {
+		return // it is removed, or the daemon ends: the next one does it
+	}
+	defer end()
+	if m.running() != nil || m.mayRun() {
+		return
+	}
+	if err := m.settle(ctx, nil, vm.Spec{}); err != nil {
+		m.d.log.Error("a machine's folder is not tidied up", "machine", m.name, "error", err)
+	}
 }
 
 // watch follows the boot and records how it came out.

@@ -142,10 +142,14 @@ func (s *Store) leaveLink(c diskChange, l layer) error {
 	return nil
 }
 
+// Linked says whether the folder of a machine may hold links that its QEMU needs,
+// which [Store.SettleFreeze] removes when none runs.
+func (m Machine) Linked() bool { return m.generation > 0 && m.Definition == nil }
+
 // dropLinks removes what leaveLink has left in the folder of a machine which no QEMU
 // has open any more.
 func (s *Store) dropLinks(m Machine) error {
-	if m.generation == 0 || m.Definition != nil {
+	if !m.Linked() {
 		return nil
 	}
 	entries, err := os.ReadDir(s.Dir(m.ID))
