@@ -7,6 +7,8 @@ LDFLAGS  := -s -w -X github.com/lamina-vm/lamina/internal/api.BuildVersion=$(VER
 GUESTS   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina-guests
 FUZZTIME ?= 30s
 GUEST    ?= small
+KILLS    ?= 500
+SEED     ?= 0
 PREFIX   ?= /usr/local
 BINDIR    = $(DESTDIR)$(PREFIX)/bin
 SHAREDIR  = $(DESTDIR)$(PREFIX)/share
@@ -14,7 +16,7 @@ UNITDIR   = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: all deps build test check lint unit race boot fuzz bench bench-fleet demo install install-names free-names clean
+.PHONY: all deps build test test-kill check lint unit race boot fuzz bench bench-fleet demo install install-names free-names clean
 
 all: build
 
@@ -55,6 +57,10 @@ free-names:
 ## test: what CI runs: format, vet, lint, unit, interop, crash, race, short fuzz, boot
 test: deps build
 	@scripts/test.sh
+
+## test-kill: KILLS kills of the command, the daemon and QEMU within what makes and removes machines; SEED repeats a run's choices
+test-kill: deps
+	$(GO) test ./test/fleet -run '^TestKillLoop$$' -timeout 2h -v -kills $(KILLS) -seed $(SEED)
 
 ## lint: gofmt, go vet, staticcheck, errcheck, and the import rules of docs/architecture.md
 lint:

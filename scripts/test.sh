@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The packages whose tests boot guests are apart, as those need the cores.
-boots='/lamina/(test/(boot|e2e|virtinstall)$|internal/guestimage|internal/vm/qemu$|cmd/laminad$)'
+boots='/lamina/(test/(boot|e2e|fleet|virtinstall)$|internal/guestimage|internal/vm/qemu$|cmd/laminad$)'
 
 # go test begins packages in the order in which they are named: the longest
 # first, so that none of them is alone at the end.
