@@ -106,15 +106,9 @@ func TestFork(t *testing.T) {
 	c.run("until [ -b /dev/vdb ]; do usleep 20000; done; echo extra | dd of=/dev/vdb conv=fsync,sync bs=512; echo before >/root/before; sync")
 	c.run("until ip -4 addr show eth0 | grep -q inet && netstat -ltn | grep -q ':22 '; do usleep 50000; done")
 	c.run(load)
-	r := requestFor(t, m)
-	begin := time.Now()
-	res, err := m.(vm.Freezer).Freeze(t.Context(), r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("frozen in %v, pause %v, %d of %d KiB in it", time.Since(begin).Round(time.Millisecond), res.Pause, res.Written>>10, res.Total>>10)
+	res := freezeShort(t, m)
 	logFiles(t, res.Frozen)
-	if res.Pause <= 0 || res.Pause > 10*time.Second || res.Written <= 0 || res.Written >= res.Total {
+	if res.Pause <= 0 || res.Written <= 0 || res.Written >= res.Total {
 		t.Errorf("%+v", res)
 	}
 	frozen := fileSum(t, res.Frozen.Spec.Disks[0].Path)
@@ -149,6 +143,36 @@ func TestFork(t *testing.T) {
 	}
 	if fileSum(t, res.Frozen.Spec.Disks[0].Path) != frozen {
 		t.Error("the frozen layer was written to")
+	}
+}
+
+// The pause of a freeze, beyond what its dirty memory takes to be written, and what a
+// host writes in a second at least. A host that does much else may take longer now and
+// then, but not each time.
+const (
+	maxPause   = 300 * time.Millisecond
+	writeSpeed = 200 << 20
+	tries      = 5
+)
+
+// freezeShort freezes a machine, again where the pause was too long.
+func freezeShort(t *testing.T, m vm.Machine) vm.FreezeResult {
+	t.Helper()
+	for try := 1; ; try++ {
+		begin := time.Now()
+		res, err := m.(vm.Freezer).Freeze(t.Context(), requestFor(t, m))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("frozen in %v, pause %v, %d of %d KiB in it", time.Since(begin).Round(time.Millisecond), res.Pause, res.Written>>10, res.Total>>10)
+		limit := maxPause + time.Duration(res.Written)*time.Second/writeSpeed
+		if res.Pause <= limit {
+			return res
+		}
+		if try == tries {
+			t.Errorf("%d times the guest was stopped for too long, at last for %v where %v may be", try, res.Pause, limit)
+			return res
+		}
 	}
 }
 
