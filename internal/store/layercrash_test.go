@@ -55,6 +55,11 @@ func workOnLayers(ctx context.Context, s *Store, work, dir string) error {
 		}
 	case "unit":
 		_, err = makeUnit(ctx, s, "two")
+	case "restack":
+		var list []Unit
+		if list, err = s.Units(ctx); err == nil {
+			_, err = s.Restack(ctx, m.ID, list[0].ID)
+		}
 	case "remove unit":
 		var list []Unit
 		if list, err = s.Units(ctx); err == nil {
