@@ -229,6 +229,9 @@ func (d *Daemon) planFleet(ctx context.Context, req api.FleetRequest) (*fleet.Go
 	if err == nil {
 		err = d.checkWarmUnits(ctx, goal.Fleet, plan)
 	}
+	if made := func(s api.FleetStep) bool { return s.Do == fleet.DoCreate }; err == nil && slices.ContainsFunc(plan.Steps, made) {
+		err = d.guard.haveRoom("new machines")
+	}
 	return goal, plan, err
 }
 

@@ -139,9 +139,14 @@ func (m *machine) isItself(ctx context.Context, g Guest) error {
 	return nil
 }
 
+// Room implements [fleet.Host].
+func (h *fleetHost) Room(context.Context, int) error {
+	return h.d.guard.haveRoom("new machines")
+}
+
 // Create implements [fleet.Host].
 func (h *fleetHost) Create(ctx context.Context, seats []fleet.Seat) error {
-	if err := h.d.guard.haveRoom("new machines"); err != nil {
+	if err := h.Room(ctx, len(seats)); err != nil {
 		return err
 	}
 	for len(seats) > 0 {

@@ -16,6 +16,9 @@ import (
 type Host interface {
 	// Look returns all machines of the host, also those that are not the fleet's.
 	Look(ctx context.Context) ([]Member, error)
+	// Room says what keeps so many machines from being made now: it is asked before
+	// others are stopped for them.
+	Room(ctx context.Context, machines int) error
 	// Create makes machines, which are not started: all of them, or none.
 	Create(ctx context.Context, seats []Seat) error
 	// Start starts a machine; one that runs already is no error.
@@ -80,6 +83,11 @@ func (g *Goal) Apply(ctx context.Context, h Host, tell func(api.Event)) error {
 		if n > most {
 			return fmt.Errorf("fleet %s does not settle: after %d rounds %s is still to be done for %s (%s): find out who changes or ends its machines, and apply it again",
 				g.Fleet.Name, n, r[0].Do, r[0].Machine, r[0].Why)
+		}
+		if made := len(r.of(DoCreate)); made > 0 {
+			if err := h.Room(ctx, made); err != nil {
+				return err
+			}
 		}
 		for _, do := range waves {
 			if err := g.wave(ctx, h, do, r.of(do), there, say); err != nil {

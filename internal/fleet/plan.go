@@ -41,6 +41,10 @@ type Member struct {
 	Ports []vm.Forward
 }
 
+// inDoubt says whether a machine may serve somebody although it was not found
+// healthy.
+func (m *Member) inDoubt() bool { return m.Running && !m.Healthy && !m.Broken }
+
 // ErrForeign: a machine that is not the fleet's has a name of the fleet.
 var ErrForeign = errors.New("is not of this fleet")
 

@@ -187,17 +187,57 @@ func TestRolloutStops(t *testing.T) {
 		if err := apply("bad"); !errors.As(err, &failed) || failed.Step.Do != DoAwait {
 			t.Fatalf("a bad template: %v", err)
 		}
-		healthy, _ := s.count("web")
+		healthy, _, _ := s.count("web")
 		if s.problem != "" || healthy < count-max(rollout.MaxUnavailable, 0) {
 			t.Fatalf("%s; %d of %d healthy", s.problem, healthy, count)
 		}
 		if err := apply("two"); err != nil || s.problem != "" {
 			t.Fatal(err, s.problem)
 		}
-		if healthy, total := s.count("web"); healthy != count || total != count {
+		if healthy, _, total := s.count("web"); healthy != count || total != count {
 			t.Fatalf("%d of %d healthy, want %d", healthy, total, count)
 		}
 	})
+}
+
+// TestDoubt: machines that run and did not answer, as their host is slow or has paused
+// them all, are not taken beyond what a rollout may, and none is where there is no
+// room for another.
+func TestDoubt(t *testing.T) {
+	for _, rollout := range []api.Rollout{{Surge: 1}, {MaxUnavailable: 1}} {
+		web := api.FleetGroup{Name: "web", Template: "t", Count: 5, Rollout: rollout}
+		s := newSim()
+		g := goal(t, web, "1")
+		s.hold(g)
+		if err := g.Apply(t.Context(), s, func(api.Event) {}); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range s.machines {
+			m.Healthy, m.Late = false, true
+		}
+		g = goal(t, web, "2")
+		s.full = errors.New("no room")
+		s.hold(g)
+		if err := g.Apply(t.Context(), s, func(api.Event) {}); !errors.Is(err, s.full) {
+			t.Error(err)
+		}
+		running := 0
+		for _, m := range s.machines {
+			if m.Running {
+				running++
+			}
+		}
+		if running != 5 || s.problem != "" {
+			t.Errorf("%+v: %d machines run, want 5; %s", rollout, running, s.problem)
+		}
+		s.full = nil
+		if err := g.Apply(t.Context(), s, func(api.Event) {}); err != nil || s.problem != "" {
+			t.Error(err, s.problem)
+		}
+		if healthy, _, total := s.count("web"); healthy != 5 || total != 5 {
+			t.Errorf("%+v: %d of %d healthy", rollout, healthy, total)
+		}
+	}
 }
 
 // goal makes a goal of one group for the tests of what a plan says.

@@ -13,10 +13,14 @@ import (
 //
 //   - no more machines than Count and Surge together, or than there are already;
 //   - no fewer healthy ones than Count less MaxUnavailable, unless there are fewer
-//     already: then none of the healthy ones is taken.
+//     already: then none of the healthy ones is taken;
+//   - no fewer of those that may serve somebody than that, unless there are fewer
+//     already. To them belong, beside the healthy ones, those that run and have not
+//     shown to be healthy when they were asked: the host may be slow, or have paused
+//     them, and what they hold would be lost for an answer that came late.
 //
-// Machines that are not healthy serve nobody, so that they are taken first and
-// without counting.
+// Machines that do not run, or whose boot has stopped, serve nobody: they are taken
+// first and without counting. Then come those in doubt.
 type shift struct {
 	goal   *Goal
 	group  *group
@@ -28,9 +32,10 @@ type shift struct {
 	onWay  []*Member          // surge machines that are waited for
 	at     map[string]*Member // all machines of the group
 
-	total int // machines that there are
-	spare int // healthy machines that may be taken
-	round round
+	total  int // machines that there are
+	spare  int // healthy machines that may be taken
+	usable int // machines, healthy or in doubt, that may be taken
+	round  round
 }
 
 // place is a seat and who is there.
@@ -54,7 +59,8 @@ func newShift(g *Goal, gr *group, list []Member, ports ports, others map[string]
 			s.extras = append(s.extras, m)
 		}
 	}
-	s.spare = max(0, s.spare-(gr.Count-gr.Rollout.MaxUnavailable))
+	least := gr.Count - gr.Rollout.MaxUnavailable
+	s.usable, s.spare = s.spare-least, max(0, s.spare-least)
 	for i := range gr.seats {
 		p := place{Seat: &gr.seats[i], has: s.at[gr.seats[i].Name]}
 		p.outdated = p.has != nil && p.has.Labels[LabelMark] != p.Mark
@@ -152,6 +158,9 @@ func (s *shift) take(m *Member, why string) {
 	if m.Healthy {
 		s.spare--
 	}
+	if m.Healthy || m.inDoubt() {
+		s.usable--
+	}
 }
 
 // leave takes a machine from its seat, which is then empty.
@@ -186,24 +195,41 @@ func (s *shift) left() (n int) {
 	return n
 }
 
-// takeUseless takes what serves nobody. A surge machine on its way is waited for
-// where there is work for it.
+// takeUseless takes what serves nobody, and then of what is in doubt as many as
+// can be spared. A surge machine on its way is waited for where there is work for it.
 func (s *shift) takeUseless() {
 	work := s.left() > 0
-	var healthy []*Member
+	var healthy, doubtful []*Member
 	for _, m := range s.extras {
 		switch {
 		case m.Healthy:
 			healthy = append(healthy, m)
 		case work && !m.Broken && !m.Late && s.total <= s.most() && s.isSurge(m):
 			s.onWay = append(s.onWay, m)
+		case m.inDoubt():
+			doubtful = append(doubtful, m)
+			s.usable++
 		default:
 			s.take(m, "it is one too many")
 		}
 	}
 	s.extras = healthy
 	for i := range s.seats {
-		if p := &s.seats[i]; p.stale() && !p.has.Healthy {
+		switch p := &s.seats[i]; {
+		case !p.stale() || p.has.Healthy:
+		case p.has.inDoubt():
+			s.usable++
+		default:
+			s.leave(p)
+		}
+	}
+	for _, m := range doubtful {
+		if s.usable > 0 {
+			s.take(m, "it is one too many")
+		}
+	}
+	for i := range s.seats {
+		if p := &s.seats[i]; s.usable > 0 && p.stale() && p.has.inDoubt() {
 			s.leave(p)
 		}
 	}

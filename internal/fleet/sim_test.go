@@ -25,7 +25,10 @@ type sim struct {
 
 	goal    *Goal
 	floor   map[string]int // of healthy machines, by group
+	usable  map[string]int // least of those that may serve somebody
 	ceiling map[string]int
+	before  map[*Member]bool
+	full    error // what Room says
 	problem string
 }
 
@@ -36,16 +39,22 @@ func newSim() *sim { return &sim{machines: make(map[string]*Member), left: -1} }
 // hold begins to watch over what an apply of g must hold to.
 func (s *sim) hold(g *Goal) {
 	s.goal, s.problem = g, ""
-	s.floor, s.ceiling = make(map[string]int), make(map[string]int)
+	s.floor, s.usable, s.ceiling = make(map[string]int), make(map[string]int), make(map[string]int)
+	s.before = make(map[*Member]bool)
+	for _, m := range s.machines {
+		s.before[m] = true
+	}
 	for _, gr := range g.groups {
-		healthy, total := s.count(gr.Name)
+		healthy, usable, total := s.count(gr.Name)
 		s.floor[gr.Name] = min(healthy, gr.Count-gr.Rollout.MaxUnavailable)
+		s.usable[gr.Name] = min(usable, gr.Count-gr.Rollout.MaxUnavailable)
 		s.ceiling[gr.Name] = max(total, gr.Count+gr.Rollout.Surge)
 	}
 }
 
-// count counts the machines of a group of the goal.
-func (s *sim) count(group string) (healthy, total int) {
+// count counts the machines of a group of the goal. Usable are those that are healthy,
+// and those that were there before, are to be replaced and run.
+func (s *sim) count(group string) (healthy, usable, total int) {
 	for _, m := range s.machines {
 		if m.Labels[LabelFleet] != s.goal.Fleet.Name || m.Labels[LabelGroup] != group {
 			continue
@@ -54,11 +63,16 @@ func (s *sim) count(group string) (healthy, total int) {
 			continue // goes, whatever it does
 		}
 		total++
-		if m.Healthy {
+		seat := s.goal.seats[m.Name]
+		switch {
+		case m.Healthy:
 			healthy++
+			usable++
+		case s.before[m] && m.inDoubt() && (seat == nil || seat.Mark != m.Labels[LabelMark]):
+			usable++
 		}
 	}
-	return healthy, total
+	return healthy, usable, total
 }
 
 // change makes one change, after which all must hold.
@@ -74,9 +88,9 @@ func (s *sim) change(what string, f func() error) error {
 		return err
 	}
 	for group := range s.floor {
-		healthy, total := s.count(group)
-		if healthy < s.floor[group] || total > s.ceiling[group] {
-			s.problem = fmt.Sprintf("after %s: group %s has %d healthy of %d machines; want at least %d, at most %d", what, group, healthy, total, s.floor[group], s.ceiling[group])
+		healthy, usable, total := s.count(group)
+		if healthy < s.floor[group] || usable < s.usable[group] || total > s.ceiling[group] {
+			s.problem = fmt.Sprintf("after %s: group %s has %d healthy and %d usable of %d machines; want at least %d and %d, at most %d", what, group, healthy, usable, total, s.floor[group], s.usable[group], s.ceiling[group])
 		}
 	}
 	return nil
@@ -94,6 +108,8 @@ func (s *sim) Look(context.Context) ([]Member, error) {
 	}
 	return out, nil
 }
+
+func (s *sim) Room(context.Context, int) error { return s.full }
 
 func (s *sim) Create(_ context.Context, seats []Seat) error {
 	for _, seat := range seats {
