@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lamina-vm/lamina/internal/home"
 )
@@ -169,8 +172,24 @@ func makeKey(keygen string, h home.Home) error {
 }
 
 // replaceFile writes a small file so that it is there whole or not at all.
-func replaceFile(name, text string) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-")
+func replaceFile(name, text string) error { return placeFile(name, text, os.Rename) }
+
+// newFile is replaceFile where there is no file yet: else the error is
+// [fs.ErrExist].
+func newFile(name, text string) error {
+	return placeFile(name, text, func(from, to string) error {
+		err := os.Link(from, to)
+		if err != nil && !errors.Is(err, fs.ErrExist) { // not all file systems have links
+			return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		}
+		_ = os.Remove(from) // one name is enough
+		return err
+	})
+}
+
+// placeFile writes a file beside its place, and has place put it there.
+func placeFile(name, text string, place func(from, to string) error) error {
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(name), ".new-"+rand.Text()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
 	if err != nil {
 		return err
 	}
@@ -179,7 +198,7 @@ func replaceFile(name, text string) error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), name)
+		err = place(f.Name(), name)
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())

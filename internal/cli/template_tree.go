@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -15,8 +17,8 @@ import (
 )
 
 type treeOptions struct {
-	json bool
-	svg  string
+	json, force bool
+	svg         string
 }
 
 func newTemplateTree(a *app) *cobra.Command {
@@ -35,6 +37,7 @@ every read, and ` + "`lamina flatten`" + ` makes one of them.`,
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
 	}
 	cmd.Flags().StringVar(&o.svg, "svg", "", "draw it as a picture in `FILE`; - is standard output")
+	cmd.Flags().BoolVar(&o.force, "force", false, "replace a file that is there")
 	jsonFlag(cmd, &o.json)
 	exclusive(cmd, "json", "svg")
 	return cmd
@@ -68,7 +71,7 @@ func (o *treeOptions) run(ctx context.Context, a *app, patterns []string) error 
 	case o.svg == "-":
 		return lineage.SVG(a.stdout, nodes)
 	case o.svg != "":
-		return writeSVG(o.svg, nodes)
+		return writeSVG(o.svg, nodes, o.force)
 	}
 	return lineage.Text(a.stdout, nodes)
 }
@@ -85,15 +88,23 @@ func named1(n api.LineageNode, word string) bool {
 	})
 }
 
-func writeSVG(name string, nodes []api.LineageNode) (err error) {
-	f, err := os.Create(name)
-	if err != nil {
+// writeSVG writes the picture to a file that is there whole or not at all. One that is
+// there is only replaced with force.
+func writeSVG(name string, nodes []api.LineageNode, force bool) error {
+	var b strings.Builder
+	if err := lineage.SVG(&b, nodes); err != nil {
 		return err
 	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	return lineage.SVG(f, nodes)
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a plain file: choose another name, or - for the standard output", name)
+	}
+	if force {
+		return replaceFile(name, b.String())
+	}
+	if err := newFile(name, b.String()); errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already: choose another name, or replace it with --force", name)
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
