@@ -24,6 +24,10 @@ type FleetGroup struct {
 	Digest string `json:"digest,omitempty"`
 	Count  int    `json:"count"`
 	MachineConfig
+	// OwnKeys also log in: those of the person who applied the fleet, which its
+	// document does not name. Other ones than a machine was made with do not replace it.
+	OwnKeys []string `json:"ownKeys,omitempty"`
+
 	Warm Warm `json:"warm,omitempty"`
 	// Ports are forwards of which each machine gets its own: the host port of
 	// machine i (from 0) is HostPort+i; 0 is chosen at the start. The

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -75,7 +76,8 @@ func (a *app) readFleet(name string) (api.Fleet, error) {
 }
 
 // letIn gives each group the keys that a machine of `lamina run` lets in: its own,
-// or else the person's, and this home's.
+// or else the person's, and this home's. Those that the document does not name are
+// apart: another person, or another key of the same, is no reason to replace machines.
 func (a *app) letIn(f *api.Fleet) error {
 	quiet := a.quiet
 	defer func() { a.quiet = quiet }()
@@ -85,10 +87,13 @@ func (a *app) letIn(f *api.Fleet) error {
 		if g.NoSeed {
 			continue
 		}
-		var err error
-		if g.SSHKeys, err = (&machineFlags{sshKeys: g.SSHKeys}).keys(a, g.Password != ""); err != nil {
+		all, err := (&machineFlags{sshKeys: g.SSHKeys}).keys(a, g.Password != "")
+		if err != nil {
 			return fmt.Errorf("group %s: %w", g.Name, err)
 		}
+		named := slices.Compact(slices.Sorted(slices.Values(g.SSHKeys)))
+		g.SSHKeys = named
+		g.OwnKeys = slices.DeleteFunc(all, func(k string) bool { return slices.Contains(named, k) })
 	}
 	return nil
 }

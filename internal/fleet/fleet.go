@@ -101,6 +101,7 @@ type Seat struct {
 func (s Seat) Config(fleet string) api.MachineConfig {
 	c := s.Group.MachineConfig
 	c.Forwards = append(append([]vm.Forward(nil), c.Forwards...), s.Ports...)
+	c.SSHKeys = append(append([]string(nil), c.SSHKeys...), s.Group.OwnKeys...)
 	c.Labels = s.Labels(fleet)
 	return c
 }

@@ -20,9 +20,9 @@ const (
 // Mark stands for all that makes a machine what it is: a machine with another
 // mark than its seat's is replaced. It has a part each for the template, the
 // resources, what the guest is told, and the ports, so that two marks tell what
-// has changed. Labels, count, health, rollout and the way of starting are not
-// in it. It must not change between versions of this program: each fleet would
-// be made anew.
+// has changed. Labels, count, health, rollout, the way of starting and keys that the
+// document does not name are not in it. It must not change between versions of this
+// program: each fleet would be made anew.
 func Mark(s Seat) string {
 	c := s.Group.MachineConfig
 	resources := struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -304,6 +305,26 @@ func TestPlanText(t *testing.T) {
 	web.Name = "front"
 	step("another group", goal(t, web, "2"), "1 stop web-1, 1 stop web-2, 1 stop web-3, 2 remove web-1, 2 remove web-2, 2 remove web-3, "+
 		"3 create front-1, 3 create front-2, 3 create front-3, 4 start front-1, 4 start front-2, 4 start front-3, 5 await front-1, 5 await front-2, 5 await front-3", "no group web")
+}
+
+// TestOwnKeys: who applies a document is no reason to replace machines, though their keys
+// are for each that is made.
+func TestOwnKeys(t *testing.T) {
+	web := api.FleetGroup{Name: "web", Template: "t", Count: 1}
+	web.SSHKeys = []string{"named"}
+	a := goal(t, web, "1").groups[0].seats[0]
+	web.OwnKeys = []string{"mine"}
+	b := goal(t, web, "1").groups[0].seats[0]
+	if a.Mark != b.Mark {
+		t.Errorf("another person: %s", changed(a.Mark, b.Mark, "t"))
+	}
+	if keys := b.Config("shop").SSHKeys; !slices.Equal(keys, []string{"named", "mine"}) {
+		t.Errorf("keys %q", keys)
+	}
+	web.SSHKeys = append(web.SSHKeys, "more")
+	if c := goal(t, web, "1").groups[0].seats[0]; c.Mark == a.Mark {
+		t.Error("a key of the document is not in the mark")
+	}
 }
 
 // TestForeign: a machine that is not the fleet's is never touched.
