@@ -1,10 +1,13 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/vm"
@@ -34,15 +37,19 @@ func (m *machine) FlattenDisk(ctx context.Context, name string, progress func(do
 	if err := layerDrive(name, d); err != nil {
 		return err
 	}
-	top, err := m.beginFlatten(ctx, id)
+	top, runs, err := m.beginFlatten(ctx, id)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if top == "" {
-		return nil
+	flush := func(ctx context.Context) error { return m.flushNode(ctx, top, d.Path) }
+	if runs {
+		if err := m.awaitJob(ctx, flattenJob(id), flush, progress); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
 	}
-	if err := m.awaitJob(ctx, flattenJob(id), progress); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+	// The header is written by now, not more; or everything, by whoever was here before.
+	if err := flush(ctx); err != nil {
+		return fmt.Errorf("%s: it is done, and not all of it is on the host's disk: %w", what, err)
 	}
 	if err := m.closeBelow(ctx, id, top); err != nil {
 		return fmt.Errorf("%s: it is done, and an image that is not needed any more stays open: %w", what, err)
@@ -53,25 +60,49 @@ func (m *machine) FlattenDisk(ctx context.Context, name string, progress func(do
 func flattenJob(id string) string { return "flatten-" + id }
 
 // beginFlatten starts the job unless it runs. It returns the node that becomes
-// flat; "" where it is.
-func (m *machine) beginFlatten(ctx context.Context, id string) (top string, err error) {
+// flat, and whether there is a job: none where it is flat.
+func (m *machine) beginFlatten(ctx context.Context, id string) (top string, runs bool, err error) {
 	m.plug.Lock()
 	defer m.plug.Unlock()
 	if top, err = m.topNode(ctx, id); err != nil {
-		return "", err
+		return "", false, err
 	}
 	if j, err := m.findJob(ctx, flattenJob(id)); err != nil || j != nil {
-		return top, err
+		return top, true, err
 	}
 	depth, err := m.depth(ctx, id)
 	if err != nil || depth == 0 {
-		return "", err
+		return top, false, err
 	}
-	return top, m.execute(ctx, "block-stream", map[string]any{
+	return top, true, m.execute(ctx, "block-stream", map[string]any{
 		"job-id": flattenJob(id), "device": top,
+		// The header loses its backing file only behind what was copied: see flushNode.
+		"auto-finalize": false,
 		// Else how it ended is told once, and to nobody who was not there.
 		"auto-dismiss": false,
 	}, nil)
+}
+
+// flushNode writes out what QEMU and the host hold of an image. A stream leaves what it has
+// copied in QEMU's cache of the tables (qcow2 writes these back at a flush only), and
+// then writes the header in which the backing file is missing right away: a QEMU that is
+// killed would leave an image in which nothing is. QEMU's monitor has no other
+// command that flushes one node; it does not tell of errors, the host's sync does.
+func (m *machine) flushNode(ctx context.Context, node, path string) error {
+	f, err := os.Open(path) // before the flush: what fails in between is told to this one too
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	var said string
+	err = m.execute(ctx, "human-monitor-command", map[string]string{"command-line": fmt.Sprintf("qemu-io %s flush", node)}, &said)
+	if err != nil {
+		return err
+	}
+	if said = strings.TrimSpace(said); said != "" {
+		return fmt.Errorf("flush %s: %s", node, said)
+	}
+	return f.Sync()
 }
 
 // depth is how many images a drive has below its own.
@@ -108,15 +139,16 @@ func (m *machine) findJob(ctx context.Context, id string) (*job, error) {
 // errNoJob: somebody else has taken note of how the job ended.
 var errNoJob = errors.New("the job is gone")
 
-// awaitJob waits for the end of a job, which it takes off QEMU's list. When ctx
-// ends it ends the job.
-func (m *machine) awaitJob(ctx context.Context, id string, progress func(done, total int64)) error {
+// awaitJob waits for the end of a job, which it takes off QEMU's list. What the job does
+// last it does behind flush. When ctx ends it ends the job.
+func (m *machine) awaitJob(ctx context.Context, id string, flush func(context.Context) error, progress func(done, total int64)) error {
 	tick := time.NewTicker(flattenEvery)
 	defer tick.Stop()
 	// ask outlives ctx by the time that the end of the job may take.
 	ask, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(killTimeout, cancel) })()
+	var failed error // of flush
 	for cancelled := false; ; {
 		j, err := m.findJob(ask, id)
 		switch {
@@ -130,11 +162,16 @@ func (m *machine) awaitJob(ctx context.Context, id string, progress func(done, t
 			if err := m.execute(ask, "job-dismiss", map[string]string{"id": id}, nil); err != nil {
 				return err
 			}
-			return jobEnd(ctx, j, cancelled)
+			return cmp.Or(failed, jobEnd(ctx, j, cancelled))
+		case j.Status == "pending" && failed == nil && ctx.Err() == nil:
+			if failed = flush(ask); failed == nil {
+				// One that another process has finalized is over: the next look tells.
+				_ = m.execute(ask, "job-finalize", map[string]string{"id": id}, nil)
+			}
 		case progress != nil:
 			progress(j.Current, j.Total)
 		}
-		if ctx.Err() != nil && !cancelled {
+		if (ctx.Err() != nil || failed != nil) && !cancelled {
 			cancelled = true
 			// It may have ended by itself: the next look tells.
 			_ = m.execute(ask, "job-cancel", map[string]string{"id": id}, nil)
