@@ -167,7 +167,7 @@ func (m *machine) stream(ctx context.Context, r *run, progress func(done, total 
 	if err == nil {
 		m.d.log.Info("flattened while it ran", "machine", m.name)
 	}
-	_, ended := m.d.store.EndStream(context.WithoutCancel(ctx), m.id)
+	_, ended := m.d.store.EndStream(ctx, m.id, err == nil)
 	if errors.Is(ended, store.ErrNotFound) { // it was removed meanwhile
 		return errors.Join(err, ended)
 	}

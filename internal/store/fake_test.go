@@ -112,6 +112,14 @@ func (p plainImages) Rebase(ctx context.Context, path, backing string, progress 
 	return os.WriteFile(path, []byte(fmt.Sprintf("overlay %s %d\n=%s", backing, 4096, content)), 0o600)
 }
 
+func (plainImages) SetBacking(ctx context.Context, path, backing string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(fmt.Sprintf("overlay %s %d\n=%s", backing, 4096, b)), 0o600)
+}
+
 // newStore opens the store of h with plain images.
 func newStore(t testing.TB, h home.Home) *Store {
 	t.Helper()

@@ -350,8 +350,8 @@ func (s *Store) SettleFreeze(ctx context.Context, id, running string) (Machine, 
 	if err == nil && running == "" {
 		err = s.dropLinks(m)
 	}
-	if err == nil && m.streaming {
-		return s.settleStream(ctx, m, running != "")
+	if err == nil && m.streaming && running == "" { // else QEMU may still be at it
+		return s.abandonStream(ctx, m)
 	}
 	return m, err
 }

@@ -303,3 +303,32 @@ func TestFreezeRefused(t *testing.T) {
 	}
 	requireWhole(t, s)
 }
+
+// TestStreamKilled: a header without a backing file, of a QEMU that was killed before it
+// said that all is there, is not believed.
+func TestStreamKilled(t *testing.T) {
+	dir := t.TempDir()
+	s := realStore(t, filepath.Join(dir, "h"))
+	tm, m := oneMachine(t, s, dir)
+	if err := s.BeginStream(t.Context(), m.ID); err != nil {
+		t.Fatal(err)
+	}
+	qemutest.Img(t, "rebase", "-u", "-f", "qcow2", "-b", "", s.Disk(m))
+	end := writesTo(t, s.Disk(m))
+	if m, err := s.EndStream(t.Context(), m.ID, false); err != nil || !m.Streaming() {
+		t.Errorf("while QEMU runs: %+v, %v", m, err)
+	}
+	end()
+	m, err := s.SettleFreeze(t.Context(), m.ID, "")
+	if err != nil || m.Digest != tm.Digest || m.Streaming() {
+		t.Errorf("%+v, %v", m, err)
+	}
+	requireContent(t, s.Disk(m))
+	// What says that it is done, and is not, is not believed either.
+	if err := s.BeginStream(t.Context(), m.ID); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.EndStream(t.Context(), m.ID, true); err == nil || m.Digest != tm.Digest {
+		t.Errorf("%+v, %v", m, err)
+	}
+}

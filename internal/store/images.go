@@ -33,6 +33,8 @@ type Images interface {
 	Copy(ctx context.Context, source, target string) error
 	// Rebase puts an image over another one, and keeps what it shows.
 	Rebase(ctx context.Context, path, backing string, progress func(done, total int64)) error
+	// SetBacking records the name of a backing file in an image, and changes nothing else.
+	SetBacking(ctx context.Context, path, backing string) error
 }
 
 // Disk is what an image's header says.
@@ -161,4 +163,9 @@ func (diskImages) Copy(ctx context.Context, source, target string) error {
 // Rebase implements [Images].
 func (diskImages) Rebase(ctx context.Context, path, backing string, progress func(done, total int64)) error {
 	return image.Rebase(ctx, path, image.RebaseOptions{Format: "qcow2", Backing: backing, BackingFormat: "qcow2", Progress: progress})
+}
+
+// SetBacking implements [Images].
+func (diskImages) SetBacking(ctx context.Context, path, backing string) error {
+	return image.Rebase(ctx, path, image.RebaseOptions{Format: "qcow2", Backing: backing, BackingFormat: "qcow2", Unsafe: true})
 }

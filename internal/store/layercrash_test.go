@@ -122,7 +122,7 @@ func stream(ctx context.Context, s *Store, m Machine) error {
 		return err
 	}
 	s.step("QEMU has streamed")
-	_, err = s.EndStream(ctx, m.ID)
+	_, err = s.EndStream(ctx, m.ID, true)
 	return err
 }
 

@@ -96,7 +96,7 @@ func TestRealMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	below := m.Digest
-	if m, err = s.EndStream(ctx, m.ID); err != nil || m.Digest != "" {
+	if m, err = s.EndStream(ctx, m.ID, true); err != nil || m.Digest != "" {
 		t.Fatalf("%+v, %v", m, err)
 	}
 	if _, err := os.Stat(s.home.LayerDisk(below)); !errors.Is(err, os.ErrNotExist) {

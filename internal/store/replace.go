@@ -147,34 +147,34 @@ func (s *Store) BeginStream(ctx context.Context, id string) error {
 // begun and not ended yet.
 func (m Machine) Streaming() bool { return m.streaming }
 
-// EndStream records what QEMU's flattening came to, by what the disk itself says:
-// that it needs nothing below any more, or what it needed before.
-func (s *Store) EndStream(ctx context.Context, id string) (Machine, error) {
+// EndStream records what QEMU's flattening came to. flat says that QEMU has done it, and
+// that all of it is on stable storage ([vm.DiskFlattener] has returned without an error).
+// Else the machine needs below what it needed before; while a QEMU still has the disk
+// open of which that is not known, nothing is recorded.
+func (s *Store) EndStream(ctx context.Context, id string, flat bool) (Machine, error) {
+	ctx = context.WithoutCancel(ctx)
 	m, err := s.Machine(ctx, id)
 	if err != nil {
 		return m, err
 	}
-	return s.settleStream(context.WithoutCancel(ctx), m, false)
-}
-
-// settleStream is EndStream; goes says that QEMU may still be at it.
-func (s *Store) settleStream(ctx context.Context, m Machine, goes bool) (Machine, error) {
+	if !flat {
+		return s.abandonStream(ctx, m)
+	}
 	d, err := s.images.Describe(ctx, s.Disk(m))
+	if err == nil && d.Backing != "" {
+		err = fmt.Errorf("its disk still needs %s below it", d.Backing)
+	}
+	if err == nil {
+		err = syncPath(s.Disk(m))
+	}
 	if err != nil {
 		return m, fmt.Errorf("machine %s: %w", m.Name, err)
-	}
-	if d.Backing != "" && goes {
-		return m, nil
-	}
-	base := m.Digest
-	if d.Backing == "" {
-		base = ""
 	}
 	s.step("stream settled")
 	var drop []string
 	err = transact(ctx, s.db, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE machines SET streaming = 0, digest = nullif(?, '') WHERE id = ?`, base, m.ID)
-		if err == nil && m.Digest != base {
+		_, err := tx.ExecContext(ctx, `UPDATE machines SET streaming = 0, digest = NULL WHERE id = ?`, m.ID)
+		if err == nil && m.Digest != "" {
 			drop, err = s.markUnneeded(ctx, tx, m.Digest)
 		}
 		return err
@@ -182,13 +182,46 @@ func (s *Store) settleStream(ctx context.Context, m Machine, goes bool) (Machine
 	if err != nil {
 		return m, fmt.Errorf("state database: %w", err)
 	}
-	if base == "" {
-		if err := s.dropLinks(m); err != nil {
-			return m, err
-		}
-	}
-	if err := s.dropLayers(ctx, drop); err != nil {
+	if err := errors.Join(s.dropLinks(m), s.dropLayers(ctx, drop)); err != nil {
 		return m, err
 	}
 	return s.Machine(ctx, m.ID)
+}
+
+// abandonStream puts a machine that was being flattened over what it lay over before. A
+// header that names no backing file any more proves nothing: QEMU writes it before the
+// tables of what it has copied, or the host may have. With its name put back the disk is
+// right in both cases, as what was copied lies over it.
+func (s *Store) abandonStream(ctx context.Context, m Machine) (Machine, error) {
+	d, err := s.images.Describe(ctx, s.Disk(m))
+	if err == nil && d.Backing == "" && m.Digest != "" {
+		var written bool
+		if written, err = writtenByOther(s.Disk(m)); err == nil && written {
+			return m, nil // it can be asked, or will be gone
+		}
+		if err == nil {
+			err = s.restoreBacking(ctx, m)
+		}
+	}
+	if err != nil {
+		return m, fmt.Errorf("machine %s: %w", m.Name, err)
+	}
+	s.step("stream settled")
+	if _, err := s.db.ExecContext(ctx, `UPDATE machines SET streaming = 0 WHERE id = ?`, m.ID); err != nil {
+		return m, fmt.Errorf("state database: %w", err)
+	}
+	return s.Machine(ctx, m.ID)
+}
+
+func (s *Store) restoreBacking(ctx context.Context, m Machine) error {
+	list, err := s.chain(ctx, s.db, m.Digest)
+	if err != nil {
+		return err
+	}
+	s.log.Warn("a machine was being flattened when its QEMU ended; it stays over its layers", "machine", m.Name)
+	s.step("backing restored")
+	if err := s.images.SetBacking(ctx, s.Disk(m), backingName(list[0].key, list[0].parent)); err != nil {
+		return err
+	}
+	return syncPath(s.Disk(m))
 }
