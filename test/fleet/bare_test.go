@@ -54,7 +54,10 @@ func startByHand(b *testing.B, dir, disk string, args ...string) *byHand {
 func (q *byHand) end() {
 	_ = q.cmd.Process.Kill()
 	select {
-	case <-q.ends: // it was killed
+	case err := <-q.ends:
+		if err == nil {
+			q.b.Log("QEMU had ended by itself before it was killed")
+		}
 	case <-time.After(30 * time.Second):
 		q.b.Errorf("QEMU process %d does not end", q.cmd.Process.Pid)
 	}

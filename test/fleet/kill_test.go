@@ -73,8 +73,6 @@ type killLoop struct {
 
 // machineSeen is what is known of a machine that was listed.
 type machineSeen struct {
-	name    string
-	fleet   bool
 	marks   map[int]byte // slot to value: what was written to its disk
 	checked time.Time    // the disk, as it was when it was checked last
 }
@@ -302,7 +300,7 @@ func (l *killLoop) take(now world, origin string) {
 	for _, m := range now.machines {
 		k := l.known[m.ID]
 		if k == nil {
-			k = &machineSeen{name: m.Name, marks: map[int]byte{}}
+			k = &machineSeen{marks: map[int]byte{}}
 			if o := l.known[origin]; o != nil && madeIn(l.round, m.Name) {
 				for slot, v := range o.marks { // as the original was before
 					k.marks[slot] = v
