@@ -395,7 +395,7 @@ func (l *killLoop) verify() {
 		l.readMarks(m)
 	}
 	if testing.Verbose() {
-		fmt.Printf("round %d: %d machines, %d layers, %d warm units are whole\n", l.round, len(l.world.machines), len(l.world.templates), len(l.world.units))
+		fmt.Printf("%s: round %d: %d machines, %d layers, %d warm units are whole\n", time.Now().Format(time.TimeOnly), l.round, len(l.world.machines), len(l.world.templates), len(l.world.units))
 	}
 }
 

@@ -45,6 +45,21 @@ func (w world) machine(id string) *api.Machine {
 	return &w.machines[i]
 }
 
+// String is what there is, and lies over what.
+func (w world) String() string {
+	var b strings.Builder
+	for _, m := range w.machines {
+		fmt.Fprintln(&b, m.ID, m.Base, m.Spec.Disks[0].Path, m.Run != nil)
+	}
+	for _, t := range w.templates {
+		fmt.Fprintln(&b, t.Digest, t.Parent)
+	}
+	for _, u := range w.units {
+		fmt.Fprintln(&b, u.ID)
+	}
+	return b.String()
+}
+
 // look asks the daemon for everything.
 func (l *killLoop) look() (w world) {
 	l.t.Helper()
@@ -73,13 +88,15 @@ func (l *killLoop) settle() world {
 		l.t.Fatal(err)
 	}
 	defer func() { _ = db.Close() }() // only read
-	for end := time.Now().Add(settleTime); ; time.Sleep(20 * time.Millisecond) {
+	last := ""
+	for end := time.Now().Add(settleTime); ; time.Sleep(10 * time.Millisecond) {
 		w := l.look()
 		open := slices.Concat(underWay(w), intents(l.t, db), l.strayFiles(w), l.strayProcesses(w))
-		if len(open) == 0 {
+		// What is asked for first may go while the rest is asked for.
+		if len(open) == 0 && w.String() == last {
 			return w
 		}
-		if time.Now().After(end) {
+		if last = w.String(); time.Now().After(end) {
 			l.fatalf("not settled after %s:\n%s", settleTime, strings.Join(open, "\n"))
 		}
 	}
