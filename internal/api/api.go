@@ -149,7 +149,7 @@ type PullResult struct {
 
 // ImportRequest makes a template of an image.
 type ImportRequest struct {
-	Source string `json:"source"` // as PullRequest.Ref
+	Source string `json:"source"` // a template's name or digest, or as PullRequest.Ref
 	Name   string `json:"name,omitempty"`
 	Format string `json:"format,omitempty"` // of a raw image that must not be probed
 	User   string `json:"user,omitempty"`   // default user recorded for its clones

@@ -81,7 +81,7 @@ func (f *machineFlags) register(cmd *cobra.Command) {
 	fs.BoolVar(&f.noSeed, "no-seed", false, "give the guest no NoCloud seed; it keeps the image's own accounts")
 	fs.StringArrayVarP(&f.labels, "label", "l", nil, "`KEY=VALUE` to tell the machine by; may be repeated")
 	fs.BoolVar(&f.ksm, "ksm", false, "let the host merge equal pages of machines; says so where its kernel does not")
-	fs.BoolVar(&f.balloon, "balloon", false, "give memory that the guest does not use back to the host")
+	fs.BoolVar(&f.balloon, "balloon", false, "give memory that the guest does not use back to the host; without warm starts and forks")
 	exclusive(cmd, "password", "password-file")
 	exclusive(cmd, "user-data", "user-data-template")
 	for _, o := range []string{"ssh-key", "password", "password-file", "user", "user-data", "user-data-template", "hostname"} {

@@ -45,9 +45,9 @@ on with.
       health: {check: http, port: 80, path: /up, timeout: 5m}
 
 More keys of a group: diskSize, bus, cache, accel, machine, vnc, user, password,
-sshKeys (keys, or files of them), userDataTemplate, noSeed, hostname, labels, warm
-(auto, cold, warm), ksm, balloon. health.check is login, ready, agent, tcp, http or
-none. Only labels, count, health, rollout and warm change without a replacement,
+sshKeys (keys, or files of them), userDataTemplate (true: userData is filled in for
+each machine), noSeed, hostname, labels, warm (auto, cold, warm), ksm, balloon.
+health.check is login, ready, agent, tcp, http or none. Only labels, count, health, rollout and warm change without a replacement,
 and a replaced machine's disk goes with it.`,
 		Example: "  lamina fleet plan fleet.yaml\n  lamina fleet apply fleet.yaml\n  lamina fleet ls",
 	}

@@ -36,10 +36,12 @@ func newTemplateImport(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import IMAGE [OPTIONS]",
 		Short: "Make a template of an image",
-		Long: `Make a template of an image: a file, a name of the catalog or a URL. An image that
+		Long: `Make a template of an image: a file, a name of the catalog, a URL, or another
+template, of which a whole image is made, compressed as is said here. An image that
 names other files (a backing file, an external data file) is refused.`,
-		Example: "  lamina template import debian.qcow2 --name web-template\n  lamina template import disk.raw --format raw --name old --user admin",
-		Args:    words("IMAGE"),
+		Example:           "  lamina template import debian.qcow2 --name web-template\n  lamina template import disk.raw --format raw --name old --user admin\n  lamina template import web-template --name web-small --compress zstd",
+		Args:              words("IMAGE"),
+		ValidArgsFunction: completeTemplates(a, true, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOf("format", req.Format, formats); err != nil {
 				return err

@@ -14,7 +14,7 @@ func newTemplateCreate(a *app) *cobra.Command {
 	var req api.TemplateFromRequest
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "create --from MACHINE [OPTIONS]",
+		Use:   "create MACHINE [OPTIONS]",
 		Short: "Make a template of a machine",
 		Long: `Make a template of a stopped machine, which stays as it is. The template is a thin
 layer over the machine's own template; --flatten makes a whole image of it.
@@ -22,14 +22,21 @@ layer over the machine's own template; --flatten makes a whole image of it.
 What must not be the same in two machines (machine-id, SSH host keys, logs, the
 state of cloud-init) is in it unless --generalise takes it out: a copy of the
 machine is booted once for that, and the machine itself is not touched.`,
-		Example: "  lamina template create --from web --name web-template --generalise\n  lamina template create --from web --flatten --compress zstd",
-		Args:    words(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Example: "  lamina template create web --name web-template --generalise\n  lamina template create web --flatten --compress zstd",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 1 && req.Machine != "":
+				return usagef("create: %s and --from %s: give one machine", args[0], req.Machine)
+			case len(args) == 1:
+				req.Machine = args[0]
+			}
 			return a.templateFrom(cmd.Context(), req, asJSON)
 		},
 	}
+	cmd.ValidArgsFunction = completeMachines(a, false)
 	fs := cmd.Flags()
-	fs.StringVar(&req.Machine, "from", "", "the `MACHINE`")
+	fs.StringVar(&req.Machine, "from", "", "the `MACHINE`, in place of the word")
 	_ = cmd.RegisterFlagCompletionFunc("from", completeMachines(a, true)) // it is there
 	fs.StringVar(&req.Name, "name", "", "`NAME` of the template (default none: it has its digest)")
 	fs.BoolVar(&req.Generalise, "generalise", false, "take out what must not be the same in two machines")
@@ -43,7 +50,7 @@ machine is booted once for that, and the machine itself is not touched.`,
 
 func (a *app) templateFrom(ctx context.Context, req api.TemplateFromRequest, asJSON bool) error {
 	if req.Machine == "" {
-		return usagef("create: --from MACHINE is missing; an image becomes a template by `lamina template import`")
+		return usagef("create: MACHINE is missing; an image becomes a template by `lamina template import`")
 	}
 	if req.Name != "" {
 		if err := names.CheckTemplate(req.Name); err != nil {

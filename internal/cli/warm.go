@@ -132,11 +132,34 @@ func newTemplateCool(a *app) *cobra.Command {
 		Short: "Remove warm units",
 		Long: `Remove warm units, by their ids, or all of a template by its name. Machines that
 were made of them go on; the disk of a unit goes with the last machine over it.`,
-		Example: "  lamina template cool web-template\n  lamina template cool bcbeb7aed7e5",
-		Args:    words("UNIT|TEMPLATE..."),
+		Example:           "  lamina template cool web-template\n  lamina template cool bcbeb7aed7e5",
+		Args:              words("UNIT|TEMPLATE..."),
+		ValidArgsFunction: completeUnits(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.cool(cmd.Context(), args)
 		},
+	}
+}
+
+// completeUnits completes warm units, and the templates that have one.
+func completeUnits(a *app) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		c, err := a.connect(cmd.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		units, err := c.WarmUnits(cmd.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var out []string
+		for _, u := range units {
+			out = append(out, u.ID+"\tof "+u.Template)
+			if name := shortDigest(u.Template); name == u.Template && !slices.Contains(out, name) {
+				out = append(out, name)
+			}
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

@@ -445,3 +445,45 @@ func (x *tester) rawImage() string {
 	}
 	return path
 }
+
+// TestRepack: a template of a template is a whole image, compressed as said; where nothing
+// would differ it is the same one.
+func TestRepack(t *testing.T) {
+	x := layered(t, &fakeDriver{})
+	var base api.Template
+	if _, e := x.call("GET", "/v1/templates/base", nil, &base); e != nil {
+		t.Fatal(e)
+	}
+	x.clone("base", "m")
+	x.must(x.stream("POST", "/v1/machines/m/commit", api.CommitRequest{Name: "over"}, nil))
+	var small, same api.Template
+	x.must(x.stream("POST", "/v1/templates", api.ImportRequest{Source: "over", Compress: "zstd", User: "bob"}, &small))
+	if small.Name != "over-zstd" || small.Compress != "zstd" || small.Parent != "" || small.User != "bob" || small.VirtualSize != base.VirtualSize || small.Source != "template over" {
+		t.Errorf("%+v", small)
+	}
+	x.must(x.stream("POST", "/v1/templates", api.ImportRequest{Source: "over", Name: "flat"}, &same))
+	if same.Digest != base.Digest || same.Name != "flat" {
+		t.Errorf("%+v, want %s once more", same, base.Digest)
+	}
+	chain, err := x.d.store.Chain(t.Context(), small.Digest)
+	if err != nil || len(chain) != 1 {
+		t.Fatalf("%q, %v", chain, err)
+	}
+	qemutest.IO(t, "qcow2", chain[0], "read -P 0x11 0 1M", "read -P 0 1M 7M")
+	for _, c := range []struct {
+		req  api.ImportRequest
+		want string
+	}{
+		{api.ImportRequest{Source: "over", Name: "base", Compress: "zlib"}, "base exists already"},
+		{api.ImportRequest{Source: "over", Compress: "gzip"}, "none, zlib or zstd"},
+		{api.ImportRequest{Source: "over", Name: "no good"}, "is not allowed"},
+		{api.ImportRequest{Source: "over", Format: "raw"}, "whose format is known"},
+	} {
+		if e := second(x.stream("POST", "/v1/templates", c.req, nil)); e == nil || !strings.Contains(e.Message, c.want) {
+			t.Errorf("%+v: %v", c.req, e)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(x.home.Templates(), "*tmp*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"net/http"
 	"os"
@@ -186,9 +187,37 @@ func (d *Daemon) postTemplates(w http.ResponseWriter, r *http.Request) error {
 		return api.Errorf(api.CodeInvalid, "import: no image given")
 	}
 	s := newEvents(w)
-	t, err := d.importImage(r.Context(), req, s)
+	t, err := d.repack(r.Context(), req, s)
+	if errors.Is(err, store.ErrNotFound) {
+		t, err = d.importImage(r.Context(), req, s)
+	}
 	s.done(t, err)
 	return nil
+}
+
+// repack makes a template of another one, ErrNotFound where there is none of the name.
+// The full name of an image of the catalog is that image, as its template is called so.
+func (d *Daemon) repack(ctx context.Context, req api.ImportRequest, s *events) (api.Template, error) {
+	if slices.ContainsFunc(d.opts.Catalog, func(e api.CatalogEntry) bool { return e.Name == req.Source }) {
+		return api.Template{}, store.ErrNotFound
+	}
+	if _, err := d.store.Template(ctx, req.Source); err != nil {
+		return api.Template{}, err
+	}
+	if req.Format != "" {
+		return api.Template{}, api.Errorf(api.CodeInvalid, "import: %s is a template, whose format is known: leave it out", req.Source)
+	}
+	if err := d.guard.haveRoom("import " + req.Source); err != nil {
+		return api.Template{}, err
+	}
+	t, err := d.store.Repack(ctx, req.Source, store.Import{Name: req.Name, User: req.User, Compress: req.Compress}, func(done, total int64) {
+		s.progress(api.Event{Step: "import", Current: done, Total: total})
+	})
+	if err != nil {
+		return t, err
+	}
+	d.log.Info("template made of another", "template", t.Name, "digest", t.Digest, "source", req.Source)
+	return t, nil
 }
 
 // importImage fetches an image and makes a template of it.

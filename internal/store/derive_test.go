@@ -185,7 +185,7 @@ func TestCommitAndClone(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the frozen layer: %v", err)
 	}
-	if err := s.RemoveTemplate(t.Context(), "one"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "two lie over it") {
+	if err := s.RemoveTemplate(t.Context(), "one"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "over it are two") {
 		t.Errorf("one: %v", err)
 	}
 	for _, name := range []string{"two", "one"} {

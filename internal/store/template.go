@@ -160,7 +160,7 @@ func (n *node) free(ref string) error {
 		kept = append(kept, c.title())
 	}
 	if len(kept) > 0 {
-		return fmt.Errorf("template %s is %w: %s lie over it (`lamina template tree` shows all): remove %s first", ref, ErrInUse, listed(kept), them(len(kept)))
+		return fmt.Errorf("template %s is %w: over it are %s (`lamina template tree` shows all): remove %s first", ref, ErrInUse, listed(kept), them(len(kept)))
 	}
 	if units := append(n.units, n.Warm...); len(units) > 0 {
 		return fmt.Errorf("template %s is %w by warm unit %s: remove %s first", ref, ErrInUse, listed(units), them(len(units)))
