@@ -3,11 +3,13 @@
 package guesttest
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -29,6 +31,8 @@ import (
 const (
 	stopTimeout = 3 * time.Minute
 	sshTimeout  = 3 * time.Minute
+
+	consoleTimeout = 3 * time.Minute
 )
 
 // Config says what to start. Disk.Path, Disk.Format and Disk.Bus must be set.
@@ -229,6 +233,42 @@ func (g *Guest) SSH(command string) string {
 		}
 		time.Sleep(300 * time.Millisecond)
 	}
+}
+
+// Console logs in at the serial port of the small guest, which is at its login
+// prompt, runs a command as root and returns what it prints, without the space around
+// it. It takes neither the network nor SSH, which come after the prompt.
+func (g *Guest) Console(command string) string {
+	g.t.Helper()
+	conn, err := net.Dial("unix", g.SerialSocket())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(consoleTimeout)); err != nil {
+		g.t.Fatal(err)
+	}
+	// The shell writes the marks in another way than the console echoes them.
+	say(g.t, conn, "root\n", "# ")
+	out := say(g.t, conn, "printf '<%s>' begin; "+command+"; printf '<%s>' end\n", "<end>")
+	_, out, _ = strings.Cut(out, "<begin>")
+	out = strings.ReplaceAll(strings.TrimSuffix(out, "<end>"), "\r", "")
+	return strings.TrimSpace(out)
+}
+
+// say types text and reads until mark has come.
+func say(t testing.TB, conn net.Conn, text, mark string) string {
+	t.Helper()
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	var seen []byte
+	for b := make([]byte, 1); !bytes.HasSuffix(seen, []byte(mark)); seen = append(seen, b[0]) {
+		if _, err := conn.Read(b); err != nil {
+			t.Fatalf("the console says %q and then %v; want %q", seen, err, mark)
+		}
+	}
+	return string(seen)
 }
 
 func (g *Guest) dial() (*ssh.Client, error) {
