@@ -97,6 +97,7 @@ type FleetState struct {
 	// resumed), failed.
 	State    string    `json:"state"`
 	Problem  string    `json:"problem,omitempty"`
+	Hash     string    `json:"hash,omitempty"` // of the plan that was applied last
 	Fleet    Fleet     `json:"fleet"` // as applied last, without passwords and user-data
 	Machines []Machine `json:"machines"`
 	Healthy  int       `json:"healthy"`

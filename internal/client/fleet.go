@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"time"
 
@@ -28,16 +29,20 @@ func (c *Client) PlanFleet(ctx context.Context, req api.FleetRequest) (api.Fleet
 
 // ApplyFleet makes the machines of a fleet what it says, and returns when they are.
 // It goes on when ctx ends. A daemon that ends meanwhile is followed by the next
-// one, as by WaitFleet.
+// one, as by WaitFleet, if it had begun with this plan: req has its hash.
 func (c *Client) ApplyFleet(ctx context.Context, req api.FleetRequest, on EventFunc) (api.FleetState, error) {
 	s, err := stream[api.FleetState](ctx, c, "POST", "/v1/fleets/apply", req, on)
 	if !errors.Is(err, ErrNoDaemon) || ctx.Err() != nil {
 		return s, err
 	}
 	s, werr := c.WaitFleet(ctx, req.Fleet.Name, on)
-	var none *api.Error
-	if errors.As(werr, &none) && none.Code == api.CodeNotFound {
-		return s, err // it had not begun
+	if errors.Is(werr, ErrNoDaemon) || ctx.Err() != nil {
+		return s, werr
+	}
+	// What is on record may be of an apply before this one.
+	now, gerr := c.Fleet(ctx, req.Fleet.Name)
+	if gerr != nil || req.Hash == "" || now.Hash != req.Hash {
+		return api.FleetState{}, fmt.Errorf("fleet %s: the daemon ended before it had begun: look at the plan, and apply it again: %w", req.Fleet.Name, err)
 	}
 	return s, werr
 }

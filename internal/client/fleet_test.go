@@ -24,7 +24,7 @@ func TestFleetRoutes(t *testing.T) {
 		case "GET /v1/fleets":
 			answer(w, 200, []api.FleetState{{Name: "a/b"}})
 		case "GET /v1/fleets/a/b":
-			answer(w, 200, api.FleetState{Name: "a/b"})
+			answer(w, 200, api.FleetState{Name: "a/b", Hash: "h"})
 		case "POST /v1/fleets/plan":
 			answer(w, 200, api.FleetPlan{Hash: "h"})
 		case "GET /v1/fleets/gone/wait":
@@ -46,7 +46,7 @@ func TestFleetRoutes(t *testing.T) {
 	if f, err := c.Fleet(ctx, "a/b"); err != nil || f.Name != "a/b" {
 		t.Error(f, err)
 	}
-	req := api.FleetRequest{Fleet: api.Fleet{Name: "a/b"}}
+	req := api.FleetRequest{Fleet: api.Fleet{Name: "a/b"}, Hash: "h"}
 	if p, err := c.PlanFleet(ctx, req); err != nil || p.Hash != "h" {
 		t.Error(p, err)
 	}
@@ -59,6 +59,10 @@ func TestFleetRoutes(t *testing.T) {
 	if _, err := c.ApplyFleet(ctx, api.FleetRequest{Fleet: api.Fleet{Name: "gone"}}, on); !errors.Is(err, ErrNoDaemon) {
 		t.Errorf("an apply that had not begun: %v", err)
 	}
+	cuts = 1
+	if _, err := c.ApplyFleet(ctx, api.FleetRequest{Fleet: api.Fleet{Name: "a/b"}, Hash: "newer"}, on); !errors.Is(err, ErrNoDaemon) {
+		t.Errorf("an apply that had not begun, where another had succeeded: %v", err)
+	}
 	if err := c.RemoveFleet(ctx, "a/b", false, on); err != nil {
 		t.Error(err)
 	}
@@ -66,8 +70,9 @@ func TestFleetRoutes(t *testing.T) {
 		t.Error(err)
 	}
 	want := []string{"GET /v1/fleets", "GET /v1/fleets/a%2Fb", "POST /v1/fleets/plan",
-		"POST /v1/fleets/apply", "GET /v1/fleets/a%2Fb/wait", "GET /v1/fleets/a%2Fb/wait",
-		"POST /v1/fleets/apply", "GET /v1/fleets/gone/wait", "DELETE /v1/fleets/a%2Fb", "DELETE /v1/fleets/a%2Fb?force=1"}
+		"POST /v1/fleets/apply", "GET /v1/fleets/a%2Fb/wait", "GET /v1/fleets/a%2Fb/wait", "GET /v1/fleets/a%2Fb",
+		"POST /v1/fleets/apply", "GET /v1/fleets/gone/wait", "GET /v1/fleets/gone",
+		"POST /v1/fleets/apply", "GET /v1/fleets/a%2Fb/wait", "GET /v1/fleets/a%2Fb", "DELETE /v1/fleets/a%2Fb", "DELETE /v1/fleets/a%2Fb?force=1"}
 	if !slices.Equal(seen, want) {
 		t.Errorf("%q", seen)
 	}

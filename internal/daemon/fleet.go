@@ -437,7 +437,7 @@ func (d *Daemon) fleetState(ctx context.Context, name string) (api.FleetState, e
 
 // describeFleet is a fleet as clients see it.
 func (d *Daemon) describeFleet(ctx context.Context, rec store.Fleet) api.FleetState {
-	out := api.FleetState{Name: rec.Name, State: rec.State, Problem: rec.Problem, Fleet: withoutSecrets(rec.Document), At: rec.At, Machines: []api.Machine{}}
+	out := api.FleetState{Name: rec.Name, State: rec.State, Problem: rec.Problem, Hash: rec.Hash, Fleet: withoutSecrets(rec.Document), At: rec.At, Machines: []api.Machine{}}
 	list := d.fleetMachines(rec.Name)
 	for _, m := range list {
 		out.Machines = append(out.Machines, m.describe())
