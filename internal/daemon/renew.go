@@ -51,7 +51,14 @@ func (m *machine) becomeItself(ctx context.Context, r *run) {
 		w = &api.Warmth{}
 	}
 	if w.Prompt == 0 {
-		took := m.awaitPrompt(ctx, r)
+		var took time.Duration
+		if r.warm.fork {
+			// Its console is as somebody left the original's: nothing is typed there, not
+			// even Enter behind a line that they had not entered.
+			took = m.toldPrompt(r)
+		} else {
+			took = m.awaitPrompt(ctx, r)
+		}
 		if ctx.Err() == nil && !ended(r) {
 			m.recordWarm(r, func(rec *store.Machine, w *api.Warmth) { w.Prompt, rec.Last.LoginIn = took, took })
 		}
@@ -143,9 +150,7 @@ func (m *machine) awaitPrompt(ctx context.Context, r *run) time.Duration {
 		}
 		select {
 		case <-more:
-			took := time.Since(r.vm.Info().StartedAt)
-			r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: "prompt after " + progress.Duration(took)})
-			return took
+			return m.toldPrompt(r)
 		case <-again.C:
 		case <-r.ended:
 			return 0
@@ -153,6 +158,13 @@ func (m *machine) awaitPrompt(ctx context.Context, r *run) time.Duration {
 			return 0
 		}
 	}
+}
+
+// toldPrompt says that the guest goes on, and after what time since its start.
+func (m *machine) toldPrompt(r *run) time.Duration {
+	took := time.Since(r.vm.Info().StartedAt)
+	r.boot.add(api.Event{Step: "boot", Machine: m.name, Text: "prompt after " + progress.Duration(took)})
+	return took
 }
 
 // renew gives the guest its identity. It can be done again, also by the next daemon.
