@@ -244,6 +244,9 @@ func (h *fleetHost) Start(ctx context.Context, name string) error {
 	}
 	// Not ctx: a start is not broken off half-way.
 	_, err = m.start(h.d.ctx, o)
+	if errors.Is(err, store.ErrInUse) && m.running() != nil {
+		return nil // somebody else has started it meanwhile
+	}
 	return err
 }
 

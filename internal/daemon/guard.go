@@ -210,11 +210,11 @@ func (g *guard) statfs(dir string) (free, total int64, err error) {
 }
 
 // verdict has a hysteresis: a machine goes on when there is half as much again as
-// is to be kept free. A folder that cannot be looked at decides nothing.
+// is to be kept free. A folder that cannot be looked at changes nothing.
 func (r room) verdict() verdict {
 	switch {
 	case r.err != nil:
-		return enough
+		return scarce
 	case r.free < r.least:
 		return short
 	case r.free < r.least+r.least/2:
@@ -249,7 +249,10 @@ func diskFolders(s vm.Spec) []string {
 			continue
 		}
 		st, err := os.Stat(d.Path)
-		if err != nil || !st.Mode().IsRegular() || d.Format == "raw" && allocated(st) >= st.Size() {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // not a file of this host
+		case err == nil && (!st.Mode().IsRegular() || d.Format == "raw" && allocated(st) >= st.Size()):
 			continue // a block device, or an image that has all its space
 		}
 		if dir := filepath.Dir(d.Path); !seen[dir] {

@@ -91,6 +91,9 @@ func (d *Daemon) namedByFleets(ctx context.Context) (func(api.Template) string, 
 	for _, f := range list {
 		for _, g := range f.Document.Groups {
 			by[g.Template] = f.Name
+			if g.Digest != "" { // what it was made of; the name may have moved on
+				by[g.Digest] = f.Name
+			}
 		}
 	}
 	return func(t api.Template) string {

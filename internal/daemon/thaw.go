@@ -251,6 +251,10 @@ func (m *machine) startProcess(ctx context.Context, spec vm.Spec, o *startOption
 	if err := m.goCold(ctx); err != nil {
 		return nil, spec, err
 	}
+	// Before there is a process: a next daemon must not take its boot for a warm one.
+	if err := m.setRun(func(rec *store.Machine) { rec.Warmth = nil }); err != nil {
+		return nil, spec, err
+	}
 	spec.Disks = m.known().Spec.Disks
 	return m.startProcess(ctx, spec, o)
 }
