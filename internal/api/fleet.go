@@ -98,7 +98,7 @@ type FleetState struct {
 	State    string    `json:"state"`
 	Problem  string    `json:"problem,omitempty"`
 	Hash     string    `json:"hash,omitempty"` // of the plan that was applied last
-	Fleet    Fleet     `json:"fleet"` // as applied last, without passwords and user-data
+	Fleet    Fleet     `json:"fleet"`          // as applied last, without passwords and user-data
 	Machines []Machine `json:"machines"`
 	Healthy  int       `json:"healthy"`
 	Wanted   int       `json:"wanted"`
