@@ -99,6 +99,7 @@ type Daemon struct {
 	// renewals has a slot for each guest that is being given its identity: apart from
 	// starts, so that in a bulk the consoles come first.
 	renewals chan struct{}
+	underway underway
 	closed   sync.Once
 
 	// mu guards machines. Order of locks: machine.op,

@@ -10,7 +10,8 @@ import (
 // in its place.
 type Guests interface {
 	// Open connects to the agent that answers first on the sockets of a machine's
-	// channels, and waits for one until ctx ends.
+	// channels, and waits for one until ctx ends. Where there is only Lamina's own
+	// it is not waited for: the first request is.
 	Open(ctx context.Context, lamina, qga string) (Guest, error)
 }
 
@@ -27,7 +28,11 @@ type Guest interface {
 type agents struct{}
 
 func (agents) Open(ctx context.Context, lamina, qga string) (Guest, error) {
-	c, err := agent.Dial(ctx, lamina, qga)
+	dial := func() (*agent.Conn, error) { return agent.Dial(ctx, lamina, qga) }
+	if qga == "" && lamina != "" {
+		dial = func() (*agent.Conn, error) { return agent.Connect(ctx, lamina) }
+	}
+	c, err := dial()
 	if err != nil {
 		return nil, err
 	}

@@ -39,8 +39,16 @@ const KindIdentity = "identity"
 type warmRun struct {
 	fork     bool
 	timeout  time.Duration
+	agent    string        // that answers in it; "" if that is not known
+	there    func()        // nil, or tells that it is not on its way to its console any more
 	prompted chan struct{} // closed when the console has answered, or is not waited for
 	renewing atomic.Bool   // between prompt and ready
+}
+
+func (w *warmRun) arrived() {
+	if w.there != nil {
+		w.there()
+	}
 }
 
 // becomeItself makes the guest of a run that was started warm its own machine: its
@@ -63,6 +71,7 @@ func (m *machine) becomeItself(ctx context.Context, r *run) {
 			m.recordWarm(r, func(rec *store.Machine, w *api.Warmth) { w.Prompt, rec.Last.LoginIn = took, took })
 		}
 	}
+	r.warm.arrived()
 	r.warm.renewing.Store(true)
 	defer r.warm.renewing.Store(false)
 	close(r.warm.prompted)
@@ -169,6 +178,7 @@ func (m *machine) toldPrompt(r *run) time.Duration {
 
 // renew gives the guest its identity. It can be done again, also by the next daemon.
 func (m *machine) renew(ctx context.Context, r *run) (agent.Report, error) {
+	m.d.underway.wait(ctx, startsFirst, r.ended)
 	select {
 	case m.d.renewals <- struct{}{}:
 		defer func() { <-m.d.renewals }()
@@ -195,6 +205,9 @@ func (m *machine) renew(ctx context.Context, r *run) (agent.Report, error) {
 		return agent.Report{}, err
 	}
 	lamina, qga := agentSockets(m.dir, r.runningSpec())
+	if r.warm.agent == string(agent.KindLamina) {
+		qga = "" // and nobody need be asked who is there
+	}
 	g, err := m.d.opts.Guests.Open(ctx, lamina, qga)
 	if err != nil {
 		return agent.Report{}, err

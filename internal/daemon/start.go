@@ -42,7 +42,7 @@ var errUnwanted = errors.New("it was stopped before it was started")
 
 // start starts the machine and returns when its guest executes. It runs to
 // its end whatever becomes of the client: ctx is the daemon's.
-func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
+func (m *machine) start(ctx context.Context, o startOptions) (_ *run, err error) {
 	end, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -63,6 +63,12 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	}
 	m.setStarting(true)
 	defer m.setStarting(false)
+	there := m.d.underway.begin()
+	defer func() {
+		if o.warmRun == nil || err != nil {
+			there()
+		}
+	}()
 	select {
 	case m.d.starts <- struct{}{}:
 		defer func() { <-m.d.starts }()
@@ -133,7 +139,7 @@ func (m *machine) start(ctx context.Context, o startOptions) (*run, error) {
 	if o.from != nil {
 		took := time.Since(info.StartedAt)
 		o.boot.add(api.Event{Step: "boot", Machine: m.name, Text: "thawed after " + progress.Duration(took)})
-		o.warmRun = &warmRun{fork: o.from.unit == "", timeout: o.timeout, prompted: make(chan struct{})}
+		o.warmRun = &warmRun{fork: o.from.unit == "", timeout: o.timeout, agent: o.from.agent, prompted: make(chan struct{}), there: there}
 	} else if before.Warmth != nil || m.known().Warmth != nil {
 		_ = m.setRun(func(rec *store.Machine) { rec.Warmth = nil }) // an error is logged
 	}

@@ -23,6 +23,7 @@ import (
 type frozenStart struct {
 	frozen vm.Frozen
 	unit   string // "" of a fork
+	agent  string // that is known to answer in it; "" for what does
 	// disk is the index of the drive of the machine's own layer in frozen.Spec.
 	disk int
 }
@@ -130,7 +131,7 @@ func (d *Daemon) fromUnit(ctx context.Context, u store.Unit) *frozenStart {
 			d.log.Warn("record the use of a warm unit", "unit", u.ID, "error", err)
 		}
 	}
-	return &frozenStart{frozen: u.Frozen, unit: u.ID}
+	return &frozenStart{frozen: u.Frozen, unit: u.ID, agent: u.Agent}
 }
 
 // planWarm says what a machine's start goes on from: nil for a cold start. A machine that
@@ -366,12 +367,14 @@ func (m *machine) attachWarm(ctx context.Context, r *run, last store.Last, watch
 	w := m.known().Warmth
 	switch {
 	case w != nil && last.Problem != nil:
+		r.warm.arrived()
 		close(r.warm.prompted)
 		r.boot.add(api.Event{Step: "boot", Machine: m.name, Boot: &boot.Event{Stage: last.Stage}})
 		e := api.Errorf(api.CodeBoot, "machine %s runs, but %s", m.name, last.Problem.Cause)
 		e.Problem = last.Problem
 		r.boot.finish(e)
 	case w != nil && w.Ready > 0:
+		r.warm.arrived()
 		close(r.warm.prompted)
 		r.boot.add(api.Event{Step: "boot", Machine: m.name, Boot: &boot.Event{Stage: boot.StageLogin, Since: w.Ready}})
 		r.boot.finish(nil)

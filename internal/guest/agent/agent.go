@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -66,7 +67,9 @@ type wire interface {
 	// sync returns when the agent has answered something that only this
 	// connection can have asked for.
 	sync() error
-	run(script string) (Result, error)
+	// run tells each line of the output as it comes, if tell is not nil and the
+	// agent passes them on before the end. tell must not wait.
+	run(script string, tell func(line string)) (Result, error)
 }
 
 // Conn is a connection to an agent. Its methods may be called from several
@@ -78,6 +81,8 @@ type Conn struct {
 
 	mu     sync.Mutex // held while the agent is talked to
 	broken error
+
+	noLibrary atomic.Bool // the agent has said that it has not ours
 }
 
 // Dial connects to the agent that answers first on the two unix sockets of a
@@ -159,6 +164,16 @@ func drop[T any](ch <-chan T, closeIt func(T), ok func(T) bool) {
 	}()
 }
 
+// Connect connects to Lamina's own agent, which is known to be there, without
+// asking for a sign of life: the first request is one.
+func Connect(ctx context.Context, laminaSocket string) (*Conn, error) {
+	nc, err := dialUnix(ctx, laminaSocket)
+	if err != nil {
+		return nil, fmt.Errorf("channel of the %s agent: %w", KindLamina, err)
+	}
+	return NewConn(KindLamina, nc), nil
+}
+
 func dialOne(ctx context.Context, kind Kind, path string) (*Conn, error) {
 	nc, err := dialUnix(ctx, path)
 	if err != nil {
@@ -218,13 +233,18 @@ func (c *Conn) Ping(ctx context.Context) error {
 // what it leaves in the background. An exit status is no error; an error leaves
 // open whether the script ran.
 func (c *Conn) Run(ctx context.Context, script string, stdin []byte) (Result, error) {
+	return c.run(ctx, script, stdin, nil)
+}
+
+// run is Run that tells lines as wire.run does.
+func (c *Conn) run(ctx context.Context, script string, stdin []byte, tell func(line string)) (Result, error) {
 	full, err := compose(script, stdin)
 	if err != nil {
 		return Result{}, err
 	}
 	var r Result
 	err = c.locked(ctx, func() (err error) {
-		r, err = c.wire.run(full)
+		r, err = c.wire.run(full, tell)
 		return err
 	})
 	return r, err

@@ -22,20 +22,23 @@ type cardWait struct {
 	macs    []string
 	manager string // what manages the guest's network, in its own words
 	timeout time.Duration
+	first   *said // what the guest has said of its cards already; nil: it was not asked
 }
 
 // wait returns the addresses of all the cards, when each has one.
-func (w cardWait) wait(ctx context.Context) ([]string, error) {
+func (w *cardWait) wait(ctx context.Context) ([]string, error) {
 	every := askLamina
 	if w.c.Kind() == KindQEMU {
 		every = askQEMU
 	}
-	vars := "macs=" + quote(strings.Join(w.macs, " ")) + "\nnetwork=" + quote(w.manager) + "\n"
 	asked := map[string]bool{}
 	for began := time.Now(); ; {
-		s, err := runScript(ctx, w.c, cardsScript, vars, nil)
+		s, err := w.look(ctx)
 		if err != nil {
 			return nil, err
+		}
+		for _, mac := range s.values["asked"] {
+			asked[mac] = true
 		}
 		cards, addresses := s.cards()
 		late := time.Since(began) > w.timeout/2
@@ -75,15 +78,26 @@ func (w cardWait) wait(ctx context.Context) ([]string, error) {
 	}
 }
 
+// look asks the guest for its cards, unless it has said them unasked.
+func (w *cardWait) look(ctx context.Context) (said, error) {
+	if w.first != nil {
+		s := *w.first
+		w.first = nil
+		return s, nil
+	}
+	vars := "macs=" + quote(strings.Join(w.macs, " ")) + "\nfact_network=" + quote(w.manager) + "\n"
+	return runLibrary(ctx, w.c, vars, []string{"cards", "echo =end"}, nil)
+}
+
 // byItself: a service of the guest brings cards up that come.
-func (w cardWait) byItself() bool {
+func (w *cardWait) byItself() bool {
 	return w.manager == "networkd" || w.manager == "networkmanager"
 }
 
 // ask has the guest ask for an address for a card, which it does within
 // seconds, or not.
-func (w cardWait) ask(ctx context.Context, card string) error {
-	_, err := runScript(ctx, w.c, dhcpScript, "card="+quote(card)+"\nnetwork="+quote(w.manager)+"\n", nil)
+func (w *cardWait) ask(ctx context.Context, card string) error {
+	_, err := runLibrary(ctx, w.c, "fact_network="+quote(w.manager)+"\n", []string{"ask " + quote(card), "echo =end"}, nil)
 	return err
 }
 

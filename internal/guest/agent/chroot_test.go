@@ -54,7 +54,7 @@ func small(t *testing.T, files map[string]string) (root string, run func(vars, s
 	}
 	write("dev/null", nil, 0o666)
 	return root, func(vars, steps string) string {
-		cmd := exec.CommandContext(testContext(t), "/bin/busybox", "sh", "-c", vars+squeeze(renewScript+networkScript+reportScript)+steps)
+		cmd := exec.CommandContext(testContext(t), "/bin/busybox", "sh", "-c", vars+library()+steps)
 		cmd.Path, cmd.Dir = "/bin/busybox", "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 		if os.Geteuid() != 0 {

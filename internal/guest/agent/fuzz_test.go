@@ -83,7 +83,7 @@ func FuzzResult(f *testing.F) {
 			_ = theirs.Close()
 		}()
 		_ = ours.SetDeadline(time.Now().Add(10 * time.Second))
-		r, err := newLamina(ours).result("@end id ")
+		r, err := newLamina(ours).result("@end id ", nil)
 		if err == nil && (r.Status < 0 || r.Status > 255 || len(r.Output) > MaxOutput) {
 			t.Errorf("status %d, %d bytes", r.Status, len(r.Output))
 		}

@@ -85,6 +85,12 @@ func (id Identity) byCloudInit() bool {
 	return len(s.UserData) > 0 || len(s.MetaData) > 0 || len(s.NetworkConfig) > 0
 }
 
+// hostname is the first label of the host name, which is what a kernel is told.
+func (id Identity) hostname() string {
+	host, _, _ := strings.Cut(id.Seed.Hostname, ".")
+	return host
+}
+
 // macs are the cards' addresses as a kernel writes them.
 func (id Identity) macs() []string {
 	var out []string

@@ -22,7 +22,10 @@ import (
 // not finished before it, so that half a request that another client left, or
 // that was under way when the guest was frozen, does no harm. The answer is
 // "@lamina NONCE", what the script prints as it prints it, and
-// "@end NONCE STATUS", each mark on a line of its own.
+// "@end NONCE STATUS", each mark on a line of its own. A request that ends with
+// "@keep NONCE" runs in the agent's own shell: the functions that it defines stay
+// for later requests. An agent whose variable lamina_agent is less than 2 does not
+// know it, and does not answer.
 //
 //go:embed scripts/agent.sh
 var Script []byte
@@ -42,33 +45,42 @@ func newLamina(nc net.Conn) *lamina {
 }
 
 func (l *lamina) sync() error {
-	r, err := l.run("")
+	r, err := l.run("", nil)
 	if err == nil && (r.Status != 0 || len(r.Output) > 0) {
 		err = fmt.Errorf("%w: status %d and %d bytes to an empty script", ErrProtocol, r.Status, len(r.Output))
 	}
 	return err
 }
 
-func (l *lamina) run(script string) (Result, error) {
+func (l *lamina) run(script string, tell func(line string)) (Result, error) {
+	return l.request("@end ", script, tell)
+}
+
+// define has the agent run a script in its own shell.
+func (l *lamina) define(script string) (Result, error) {
+	return l.request("@keep ", script, nil)
+}
+
+func (l *lamina) request(end, script string, tell func(line string)) (Result, error) {
 	id := nonce()
-	if err := l.send(id, script); err != nil {
+	if err := l.send(id, script, end+id); err != nil {
 		return Result{}, err
 	}
 	if err := l.skipTo("@lamina " + id); err != nil {
 		return Result{}, err
 	}
-	return l.result("@end " + id + " ")
+	return l.result("@end "+id+" ", tell)
 }
 
 // send writes a request in one piece. The empty line ends what a client before
 // has not.
-func (l *lamina) send(id, script string) error {
+func (l *lamina) send(id, script, end string) error {
 	var b bytes.Buffer
 	b.WriteString("\n@lamina " + id + "\n")
 	for line := range strings.SplitSeq(script, "\n") {
 		b.WriteString(" " + line + "\n")
 	}
-	b.WriteString("@end " + id + "\n")
+	b.WriteString(end + "\n")
 	_, err := l.conn.Write(b.Bytes())
 	return err
 }
@@ -90,7 +102,7 @@ func (l *lamina) skipTo(mark string) error {
 }
 
 // result reads the output up to the line that ends it.
-func (l *lamina) result(mark string) (Result, error) {
+func (l *lamina) result(mark string, tell func(line string)) (Result, error) {
 	c := capped{max: MaxOutput + 1 + len(mark) + 8}
 	for {
 		at := len(c.b)
@@ -103,6 +115,9 @@ func (l *lamina) result(mark string) (Result, error) {
 		}
 		status, ok := strings.CutPrefix(string(line), mark)
 		if !whole || !ok {
+			if whole && tell != nil {
+				tell(string(line))
+			}
 			continue
 		}
 		n, err := strconv.ParseUint(status, 10, 8)

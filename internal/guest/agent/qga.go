@@ -70,7 +70,7 @@ func (q *qga) sync() error {
 	}
 }
 
-func (q *qga) run(script string) (Result, error) {
+func (q *qga) run(script string, _ func(line string)) (Result, error) {
 	var started struct {
 		PID int64 `json:"pid"`
 	}

@@ -3,11 +3,14 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -30,8 +33,9 @@ var (
 // says of itself, which has been checked against what was asked: an error that
 // is an [ErrMismatch] says what differs. It may be called again after an error.
 //
-// One script does it all but for the wait for the cards' addresses and what the guest's
-// cloud-init has to do, which takes as long as it takes: an [ErrUserData] comes
+// One script does it all but for what the guest's cloud-init has to do and, where a
+// service of the guest asks for them, the wait for the cards' addresses: Plug is called
+// while it runs, when the guest has said its new name. What the guest's cloud-init has to do which takes as long as it takes: an [ErrUserData] comes
 // with a valid Report. Log files, an RSA host key and the login prompt follow in
 // the background.
 func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
@@ -42,21 +46,14 @@ func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	steps := []string{"renew_random", "renew_machine_id", "renew_hostname"}
 	// Its addresses come by what the person's configuration says, if there is one.
 	macs := id.macs()
 	if len(id.Seed.NetworkConfig) > 0 {
 		macs = nil
 	}
-	if len(macs) > 0 {
-		steps = append(steps, "network")
-	}
-	steps = append(steps, "renew_clock", "renew_ssh", "renew_user")
-	if !id.byCloudInit() {
-		steps = append(steps, "keep_instance")
-	}
-	steps = append(steps, "report", "later")
-	s, err := runScript(ctx, c, renewScript+networkScript+reportScript, vars, steps)
+	plug := &plugging{ctx: ctx, id: id}
+	defer plug.wait()
+	s, err := runLibrary(ctx, c, vars, renewSteps(id, len(macs) > 0), plug.told)
 	if err != nil {
 		return Report{}, err
 	}
@@ -64,13 +61,12 @@ func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	if id.Plug != nil {
-		if err := id.Plug(ctx); err != nil {
-			return Report{}, err
-		}
+	plug.begin()
+	if err := plug.wait(); err != nil {
+		return Report{}, err
 	}
 	if len(macs) > 0 {
-		w := cardWait{c: c, macs: macs, manager: s.one("network"), timeout: id.networkTimeout()}
+		w := cardWait{c: c, macs: macs, manager: s.one("network"), timeout: id.networkTimeout(), first: &s}
 		if r.Addresses, err = w.wait(ctx); err != nil {
 			return Report{}, err
 		}
@@ -86,9 +82,115 @@ func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
 	return s.afterCloudInit(r)
 }
 
+// renewSteps are the functions that are called, in order. The keys are changed
+// before the guest may be reached, its name before it asks for an address.
+func renewSteps(id Identity, cards bool) []string {
+	steps := []string{"renew_clock", "renew_random", "renew_machine_id", "renew_hostname"}
+	if cards {
+		steps = append(steps, "network")
+	}
+	steps = append(steps, "renew_ssh", "named", "renew_user")
+	if !id.byCloudInit() {
+		steps = append(steps, "keep_instance")
+	}
+	if cards {
+		steps = append(steps, "ask_all", "cards")
+	}
+	return append(steps, "report", "later")
+}
+
+// plugging calls Identity.Plug once, beside the script.
+type plugging struct {
+	ctx  context.Context
+	id   Identity
+	once sync.Once
+	done chan struct{}
+	err  error // valid when done is closed
+}
+
+// told begins when the guest has said who it is now.
+func (p *plugging) told(line string) {
+	if line == "=named "+p.id.hostname()+" "+p.id.MachineID {
+		p.begin()
+	}
+}
+
+func (p *plugging) begin() {
+	p.once.Do(func() {
+		if p.id.Plug == nil {
+			return
+		}
+		p.done = make(chan struct{})
+		go func() {
+			defer close(p.done)
+			p.err = p.id.Plug(p.ctx)
+		}()
+	})
+}
+
+// wait returns when what was begun is done.
+func (p *plugging) wait() error {
+	if p.done == nil {
+		return nil
+	}
+	<-p.done
+	return p.err
+}
+
+// library are the functions of the identity script. [Prepare] has Lamina's agent keep
+// them, so that they are neither sent to nor parsed by each machine.
+var library = sync.OnceValue(func() string {
+	return squeeze(renewScript + networkScript + dhcpScript + cardsScript + reportScript)
+})
+
+// libraryName tells libraries apart.
+var libraryName = sync.OnceValue(func() string {
+	sum := sha256.Sum256([]byte(library()))
+	return hex.EncodeToString(sum[:8])
+})
+
+// runLibrary runs functions of the library, those that the agent has if it has them.
+func runLibrary(ctx context.Context, c *Conn, vars string, steps []string, tell func(string)) (said, error) {
+	if c.Kind() == KindLamina && !c.noLibrary.Load() {
+		have := "[ \"$lamina_library\" = " + libraryName() + " ] || { echo =unknown; echo =end; exit; }\n"
+		s, err := runTold(ctx, c, have+vars+"\n"+strings.Join(steps, "\n"), tell)
+		if err != nil || len(s.values["unknown"]) == 0 {
+			return s, err
+		}
+		c.noLibrary.Store(true)
+	}
+	return runTold(ctx, c, vars+"\n"+library()+strings.Join(steps, "\n"), tell)
+}
+
+// keepLibrary has the agent keep the library, if it can.
+func keepLibrary(ctx context.Context, c *Conn) error {
+	l, ok := c.wire.(*lamina)
+	if !ok {
+		return nil
+	}
+	r, err := c.Run(ctx, "echo $lamina_agent", nil)
+	if err != nil {
+		return err
+	}
+	if version, err := strconv.Atoi(strings.TrimSpace(string(r.Output))); err != nil || version < 2 {
+		return nil // an image with an older one
+	}
+	return c.locked(ctx, func() error {
+		r, err := l.define(library() + "lamina_library=" + libraryName())
+		if err == nil && r.Status != 0 {
+			err = fmt.Errorf("status %d%s", r.Status, parseSaid(r.Output).noiseText())
+		}
+		return err
+	})
+}
+
 // runScript runs functions of a script that ends with a line "=end".
 func runScript(ctx context.Context, c *Conn, script, vars string, steps []string) (said, error) {
-	res, err := c.Run(ctx, vars+"\n"+squeeze(script)+strings.Join(steps, "\n"), nil)
+	return runTold(ctx, c, vars+"\n"+squeeze(script)+strings.Join(steps, "\n"), nil)
+}
+
+func runTold(ctx context.Context, c *Conn, script string, tell func(string)) (said, error) {
+	res, err := c.run(ctx, script, nil, tell)
 	if err != nil {
 		return said{}, err
 	}
@@ -134,14 +236,13 @@ func (id Identity) variables(now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	host, _, _ := strings.Cut(s.Hostname, ".")
 	var keys []string
 	for _, k := range s.SSHKeys {
 		keys = append(keys, strings.TrimSpace(k))
 	}
 	var b strings.Builder
 	for _, v := range [][2]string{
-		{"host", host},
+		{"host", id.hostname()},
 		{"fqdn", s.Hostname},
 		{"machine_id", id.MachineID},
 		{"instance_id", s.InstanceID},
@@ -160,10 +261,17 @@ func (id Identity) variables(now time.Time) (string, error) {
 		{"ecdsa_pub", public[1]},
 		{"dropbear_ed25519", octal(dropED)},
 		{"dropbear_ecdsa", octal(dropEC)},
+		{"dropbear_ed25519_sum", hexSum(dropED)},
+		{"dropbear_ecdsa_sum", hexSum(dropEC)},
 	} {
 		b.WriteString(v[0] + "=" + quote(v[1]) + "\n")
 	}
 	return b.String(), nil
+}
+
+func hexSum(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
 }
 
 // randomHex is n random bytes in hexadecimal digits.

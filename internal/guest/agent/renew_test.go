@@ -259,9 +259,9 @@ func TestWarmingSeed(t *testing.T) {
 // their indentation.
 func TestScriptsParse(t *testing.T) {
 	for name, script := range map[string]string{
-		"renew": renewScript + networkScript + reportScript, "prepare": renewScript + networkScript + prepareScript,
-		"cloud-init": renewScript + cloudInitScript + reportScript, "cards": cardsScript, "dhcp": dhcpScript,
-		"settled": settledScript, "install": string(installScript), "agent": string(Script),
+		"library": library(), "prepare": renewScript + networkScript + prepareScript,
+		"cloud-init": renewScript + cloudInitScript + reportScript,
+		"settled":    settledScript, "install": string(installScript), "agent": string(Script),
 	} {
 		for _, shell := range [][]string{{"dash", "-n"}, {"busybox", "ash", "-n"}, {"bash", "--posix", "-n"}} {
 			for _, text := range []string{script, squeeze(script)} {

@@ -123,5 +123,8 @@ func Prepare(ctx context.Context, c *Conn) error {
 	if p := s.values["problem"]; len(p) > 0 {
 		return fmt.Errorf("prepare the guest: %s", printable(clip(strings.Join(p, "; "))))
 	}
+	if err := keepLibrary(ctx, c); err != nil {
+		return fmt.Errorf("prepare the guest: what it is to keep: %w", err)
+	}
 	return nil
 }

@@ -20,6 +20,7 @@ if [ -z "$port" ]; then
 fi
 [ -c "$port" ] || exit 0
 exec 3<>"$port" || exit 1
+lamina_agent=2 # what it can do: 2 knows @keep
 newline='
 '
 
@@ -28,6 +29,14 @@ newline='
 answer() {
     printf '\n@lamina %s\n' "$id" >&3
     (eval "$script") </dev/null >&3 2>&1 3>&-
+    printf '\n@end %s %d\n' "$id" $? >&3
+}
+
+# define runs the request in this shell: the functions that it defines stay, and
+# need not be sent nor read again, not by those either who are copied later.
+define() {
+    printf '\n@lamina %s\n' "$id" >&3
+    eval "$script" </dev/null >&3 2>&1
     printf '\n@end %s %d\n' "$id" $? >&3
 }
 
@@ -42,6 +51,11 @@ while echo >&3; do
             ;;
         '@end '*)
             [ -z "$id" ] || [ "@end $id" != "$line" ] || answer
+            id=
+            script=
+            ;;
+        '@keep '*)
+            [ -z "$id" ] || [ "@keep $id" != "$line" ] || define
             id=
             script=
             ;;

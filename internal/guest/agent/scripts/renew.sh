@@ -50,7 +50,7 @@ renew_random() {
 
 # Busybox takes no fraction.
 renew_clock() {
-    date -u -s "@$now" "+=time %s" 2>/dev/null || date -u -s "@${now%.*}" "+=time %s" || problem "its clock could not be set"
+    [ -z "$fact_whole_seconds" ] && date -u -s "@$now" "+=time %s" 2>/dev/null || date -u -s "@${now%.*}" "+=time %s" || problem "its clock could not be set"
 }
 
 renew_hostname() {
@@ -79,6 +79,13 @@ renew_machine_id() {
     echo "$machine_id" >/etc/machine-id
     f=/var/lib/dbus/machine-id
     [ ! -f $f ] || [ -L $f ] || echo "$machine_id" >$f
+}
+
+# named says who it is now, from where everybody in the guest reads it.
+named() {
+    read -r a </proc/sys/kernel/hostname
+    read -r b </etc/machine-id
+    echo "=named $a $b"
 }
 
 # --- SSH ---------------------------------------------------------------------
