@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -75,10 +76,13 @@ func (s *Store) exportTarget(r api.ExportRequest) error {
 	if err != nil {
 		return err
 	}
-	for _, own := range []string{s.home.Templates(), s.home.Machines(), s.home.Warm()} {
+	for _, own := range []string{s.home.Templates(), filepath.Dir(s.home.Layers()), s.home.Machines(), s.home.Warm()} {
 		if real, err := filepath.EvalSymlinks(own); err == nil && (dir == real || strings.HasPrefix(dir, real+"/")) {
 			return fmt.Errorf("%w: %s is the store's own folder: choose another one", ErrInvalid, dir)
 		}
+	}
+	if real, err := filepath.EvalSymlinks(s.home.Data); err == nil && dir == real && s.isOwnFile(filepath.Base(r.Path)) {
+		return fmt.Errorf("%w: %s is a file of Lamina's own: choose another name", ErrInvalid, r.Path)
 	}
 	st, err := os.Lstat(r.Path)
 	switch {
@@ -92,6 +96,13 @@ func (s *Store) exportTarget(r api.ExportRequest) error {
 		return fmt.Errorf("%s %w: choose another name, or replace it (--force)", r.Path, ErrExists)
 	}
 	return nil
+}
+
+// isOwnFile says whether a name in the home's folder is one of a file that Lamina keeps there.
+func (s *Store) isOwnFile(name string) bool {
+	db, key := filepath.Base(s.home.Database()), filepath.Base(s.home.Key())
+	return slices.Contains([]string{db, db + "-wal", db + "-shm", db + "-journal", key, key + ".pub", filepath.Base(s.home.Lock()),
+		filepath.Base(s.home.DaemonLog()), filepath.Base(s.home.Autostarted())}, name)
 }
 
 // exportFile makes an empty file that dropExport removes, at the latest at the next start.
