@@ -150,7 +150,8 @@ func (s *Store) CommitMachine(ctx context.Context, id, name string, move bool) (
 }
 
 // CloneMachine makes the own layer of a machine, which must not run, a frozen one,
-// over which it and the clones go on: all of them, or none.
+// over which it and the clones go on: all of them, or none. The clones that there are come
+// with an error too.
 func (s *Store) CloneMachine(ctx context.Context, id string, clones []NewMachine, made func(name string)) (Machine, []Machine, error) {
 	return s.freezeStopped(ctx, id, api.LayerFrozen, clones, made, nil)
 }
@@ -192,9 +193,21 @@ func (s *Store) freezeStopped(ctx context.Context, id string, kind api.LayerKind
 	if err != nil {
 		// Before its commit it is undone, after it finished.
 		_, settled := s.SettleFreeze(ctx, m.ID, "")
-		return m, nil, errors.Join(err, settled)
+		return m, s.Made(ctx, c.clones), errors.Join(err, settled)
 	}
 	return s.frozen(ctx, c)
+}
+
+// Made returns those of some machines that there are, by their ids: after an error, which
+// may have come behind the commit.
+func (s *Store) Made(ctx context.Context, ids []string) []Machine {
+	var list []Machine
+	for _, id := range ids {
+		if m, err := s.Machine(context.WithoutCancel(ctx), id); err == nil && m.ID == id {
+			list = append(list, m)
+		}
+	}
+	return list
 }
 
 // Scratch makes an image over a machine's own, which must not run, in a folder of

@@ -110,6 +110,10 @@ func (s *Store) beginFreeze(ctx context.Context, m Machine, n newLayer, clones [
 	if err != nil {
 		return f, err
 	}
+	// The machine's own image goes where there is such a layer: only for one that is whole.
+	if err := s.Intact(ctx, n.key); err != nil && !errors.Is(err, ErrNotFound) {
+		return f, fmt.Errorf("machine %s: its disk is the same as a layer that is there: %w", m.Name, err)
+	}
 	n.parent, n.size, n.at, n.source, n.origin, n.user, n.info = m.Digest, disk.Size, time.Now(), "machine "+m.Name, m.Name, t.User, t.Info
 	c := diskChange{machine: m.ID, layer: n.key, old: m.disk, generation: m.generation + 1, disk: home.DiskName(m.generation + 1)}
 	dir := s.Dir(m.ID)

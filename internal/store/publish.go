@@ -89,6 +89,9 @@ func (s *Store) publishLayer(ctx context.Context, tmp string, n newLayer, name n
 	if err := s.finishLayer(ctx, digest); err != nil {
 		return api.Template{}, err
 	}
+	if err := s.repairLayer(ctx, tmp, n); err != nil {
+		return api.Template{}, err
+	}
 	isNew, shown := false, ""
 	err = transact(ctx, s.db, func(tx *sql.Tx) error {
 		var there int
@@ -110,9 +113,6 @@ func (s *Store) publishLayer(ctx context.Context, tmp string, n newLayer, name n
 	}
 	s.step("layer row committed")
 	if !isNew {
-		if err := s.Intact(ctx, digest); err != nil {
-			return api.Template{}, err
-		}
 		return s.Template(ctx, shown)
 	}
 	if err := s.placeLayer(ctx, tmp, n); err != nil {
@@ -125,6 +125,29 @@ func (s *Store) publishLayer(ctx context.Context, tmp string, n newLayer, name n
 		return api.Template{}, errors.Join(err, e)
 	}
 	return s.Template(ctx, shown)
+}
+
+// repairLayer puts a finished image in the place of the layer with its digest, if there is
+// one and it is not what it was. What else is wrong below a layer that is there is an
+// error, before a name moves to it. The caller holds s.publish.
+func (s *Store) repairLayer(ctx context.Context, tmp string, n newLayer) error {
+	list, err := s.chain(ctx, s.db, n.key)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.intact(ctx, list[0]); err != nil {
+		if !errors.Is(err, ErrChanged) || list[0].parent != n.parent {
+			return err
+		}
+		s.log.Warn("a layer that was changed is replaced by an image with its digest", "layer", list[0].name, "why", err)
+		if err := s.placeLayer(ctx, tmp, n); err != nil {
+			return err
+		}
+	}
+	return s.Intact(ctx, n.key)
 }
 
 // finishLayer finishes the removal, or the making, of a layer that failed half way (the caller
