@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -104,7 +105,8 @@ func (p *pruning) units(ctx context.Context) error {
 				why = "does not fit this host: " + reason
 			}
 		}
-		if err := p.s.IntactUnit(ctx, u.ID); why == "" && err != nil {
+		// Any other error says nothing of the unit.
+		if err := p.s.IntactUnit(ctx, u.ID); why == "" && errors.Is(err, ErrUnitChanged) {
 			why = err.Error()
 		}
 		if why == "" && p.r.All {
@@ -129,7 +131,7 @@ func (p *pruning) layer(n *node) {
 	}
 	t := p.s.template(n, "")
 	item := api.Pruned{Kind: "layer", Name: n.title(), Path: p.s.layerPath(n.Digest, n.Parent), Size: t.DiskSize, Why: "nothing lies over it"}
-	remove := p.s.dropUnneeded
+	remove := func(ctx context.Context) error { return p.s.dropIfUnneeded(ctx, n.Digest) }
 	if n.Kind == api.LayerTemplate {
 		if !p.r.Templates || p.spared(t.CreatedAt, t.UsedAt) || p.o.Keep != nil && p.o.Keep(t) != "" {
 			return

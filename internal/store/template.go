@@ -251,6 +251,26 @@ func (s *Store) dropUnneeded(ctx context.Context) error {
 	return s.dropLayers(ctx, list)
 }
 
+// dropIfUnneeded removes one layer, or says that it is needed by now. One that is gone
+// already, with what lay over it, is no error.
+func (s *Store) dropIfUnneeded(ctx context.Context, key string) error {
+	var list []string
+	left := 0
+	err := transact(ctx, s.db, func(tx *sql.Tx) (err error) {
+		if list, err = s.markUnneeded(ctx, tx, key); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, `SELECT count(*) FROM templates WHERE digest = ? AND state = 'ready'`, key).Scan(&left)
+	})
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	if left > 0 {
+		return fmt.Errorf("layer %.12s is %w by now", key, ErrInUse)
+	}
+	return s.dropLayers(ctx, list)
+}
+
 func (s *Store) dropLayers(ctx context.Context, keys []string) error {
 	var errs []error
 	for _, key := range keys {
