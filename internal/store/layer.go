@@ -271,12 +271,7 @@ func (s *Store) verifyLayer(ctx context.Context, l layer, read func(int)) error 
 		return fmt.Errorf("%w: %s: %w", ErrChanged, l.name, err)
 	}
 	if l.sha256 == "" {
-		// A machine ran when it was frozen. What was not looked at till now is
-		// known by its print alone.
-		if err := s.intact(ctx, l); err != nil {
-			return err
-		}
-		return s.recordDigest(ctx, l, got)
+		return s.adoptDigest(ctx, l, got)
 	}
 	if got != l.sha256 {
 		return fmt.Errorf("%w: %s: %s has SHA-256 %s: put the file back as it was; else what is read through it is wrong: remove what lies over it, and import the image again", ErrChanged, l.name, path, got)
@@ -286,6 +281,34 @@ func (s *Store) verifyLayer(ctx context.Context, l layer, read func(int)) error 
 		return err
 	}
 	return s.setPrint(ctx, l.key, p)
+}
+
+// adoptDigest records the digest of a layer that was frozen while its machine ran and was
+// not looked at till now. Where size and time of change are what they were, inode and
+// ctime alone tell of a copy (a home that was restored): somebody asked for a look, and
+// there is nothing better to compare it with.
+func (s *Store) adoptDigest(ctx context.Context, l layer, digest string) error {
+	path := l.path(s)
+	now, err := look(path)
+	if err != nil {
+		return err
+	}
+	content := l.print
+	content.Ctime = 0
+	if content.differs(now) != "" {
+		return s.intact(ctx, l)
+	}
+	if how := l.print.differs(now); how != "" {
+		s.log.Warn("a layer whose digest was not known yet is taken back into use by its size and time of change", "layer", l.name, "path", path, "how", how)
+	}
+	p, err := s.seal(path)
+	if err != nil {
+		return err
+	}
+	if err := s.setPrint(ctx, l.key, p); err != nil {
+		return err
+	}
+	return s.recordDigest(ctx, l, digest)
 }
 
 // hashStill is hashFile of a file that must not change meanwhile.

@@ -205,7 +205,11 @@ func (s *Store) sealRAM(u Unit) (print, error) {
 	if err := s.thaw(u.RAM); err != nil {
 		return print{}, err
 	}
-	if err := os.Chmod(u.RAM, 0o600); err != nil {
+	st, err := os.Lstat(u.RAM)
+	if err == nil && st.Mode() != 0o600 { // else its ctime would move for nothing
+		err = os.Chmod(u.RAM, 0o600)
+	}
+	if err != nil {
 		return print{}, fmt.Errorf("store: %w", err)
 	}
 	if err := syncPath(u.RAM); err != nil {

@@ -143,6 +143,11 @@ func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
 		if *f.p, err = f.seal(); err != nil {
 			return err
 		}
+		// Not behind the last of them: what breaks off in between leaves a unit of which the
+		// record is right.
+		if err := s.setUnitFiles(ctx, u.ID, files); err != nil {
+			return err
+		}
 	}
 	list, err := s.chain(ctx, s.db, u.Layer)
 	if err != nil {
@@ -151,14 +156,16 @@ func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
 	if err := s.verifyLayer(ctx, list[0], func(int) {}); err != nil {
 		return fmt.Errorf("%w: its disk: %w", ErrUnitChanged, err)
 	}
-	if files == u.files {
-		return nil
-	}
+	return nil
+}
+
+// setUnitFiles records the prints of a unit's files, also for a caller that has gone.
+func (s *Store) setUnitFiles(ctx context.Context, id string, files unitFiles) error {
 	text, err := json.Marshal(files)
 	if err != nil {
 		return err
 	}
-	if _, err := s.db.ExecContext(ctx, `UPDATE units SET files = ? WHERE id = ?`, string(text), u.ID); err != nil {
+	if _, err := s.db.ExecContext(context.WithoutCancel(ctx), `UPDATE units SET files = ? WHERE id = ?`, string(text), id); err != nil {
 		return fmt.Errorf("state database: %w", err)
 	}
 	return nil
