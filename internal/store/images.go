@@ -22,8 +22,8 @@ type Images interface {
 	Overlay(ctx context.Context, path, backing string, size int64) error
 	// Describe reads the header of an image, which may be in use.
 	Describe(ctx context.Context, path string) (Disk, error)
-	// Empty says whether an image itself stores nothing at all, and everything it
-	// shows is its backing file's. Nothing may write to it.
+	// Empty says whether an image itself stores nothing at all, no internal snapshot either,
+	// and everything it shows is its backing file's. Nothing may write to it.
 	Empty(ctx context.Context, path string) (bool, error)
 	// Convert writes the disk that source shows, with all below it, to target, an
 	// empty file. With Backing, what that holds is left out.
@@ -131,7 +131,10 @@ func (diskImages) Describe(ctx context.Context, path string) (Disk, error) {
 }
 
 // Empty implements [Images].
-func (diskImages) Empty(ctx context.Context, path string) (empty bool, err error) {
+func (d diskImages) Empty(ctx context.Context, path string) (empty bool, err error) {
+	if head, err := d.Describe(ctx, path); err != nil || head.Snapshots > 0 {
+		return false, err
+	}
 	im, err := image.Open(ctx, path, image.Options{Format: "qcow2", NoLock: true, NoBacking: true})
 	if err != nil {
 		return false, err

@@ -62,14 +62,16 @@ func (s *Store) Usage(ctx context.Context) (u Usage, err error) {
 	for _, key := range layers {
 		warm += allocated(s.home.LayerDisk(key))
 	}
+	var frozen int64
 	for _, k := range []struct {
 		dir string
 		sum *int64
-	}{{s.home.Templates(), &u.Templates}, {s.home.Warm(), &u.Warm}, {s.home.Machines(), &u.Machines}} {
+	}{{s.home.Templates(), &u.Templates}, {filepath.Dir(s.home.Layers()), &frozen}, {s.home.Warm(), &u.Warm}, {s.home.Machines(), &u.Machines}} {
 		if *k.sum, err = taken(ctx, k.dir); err != nil {
 			return u, fmt.Errorf("store: %w", err)
 		}
 	}
+	u.Templates += frozen
 	u.Templates -= min(warm, u.Templates)
 	u.Warm += warm
 	return u, nil
