@@ -69,12 +69,12 @@ func (m *machine) clone(ctx context.Context, list []string, req api.CloneMachine
 	} else {
 		recs, err = m.cloneRunning(ctx, r, todo, told)
 	}
-	if err != nil {
-		return nil, errors.Join(err, m.reload())
-	}
 	made := make([]*machine, 0, len(recs))
-	for _, c := range recs {
+	for _, c := range recs { // also with an error: one that came behind the commit
 		made = append(made, m.d.add(c))
+	}
+	if err != nil {
+		return made, errors.Join(err, m.reload())
 	}
 	m.d.log.Info("machine cloned", "machine", m.name, "count", len(made), "running", r != nil)
 	return made, m.reload()
@@ -104,10 +104,20 @@ func (m *machine) cloneRunning(ctx context.Context, r *run, todo []store.NewMach
 			m.digestLayer(f.Layer)
 			return made, nil
 		}
-		return nil, errors.Join(err, m.settle(ctx, r.vm, r.spec))
+		err = errors.Join(err, m.settle(ctx, r.vm, r.spec))
+		return m.d.store.Made(ctx, cloneIDs(f)), err
 	}
 	// Whichever way it failed: what QEMU writes to now decides.
 	return nil, errors.Join(fmt.Errorf("clone machine %s: %w", m.name, err), m.settle(context.WithoutCancel(ctx), r.vm, r.spec))
+}
+
+// cloneIDs are the ids of a freeze's clones.
+func cloneIDs(f store.Freeze) []string {
+	ids := make([]string, len(f.Clones))
+	for i, c := range f.Clones {
+		ids[i] = c.ID
+	}
+	return ids
 }
 
 // guestSyncTime is how long a guest may take to write out what it holds.
@@ -171,9 +181,10 @@ func (m *machine) digestLayer(key string) {
 func (d *Daemon) digestLayers(ctx context.Context) {
 	keys, err := d.store.Undigested(ctx)
 	for _, key := range keys {
-		if err = d.store.RecordDigest(ctx, key); err != nil {
-			break // what keeps one from being read is likely to keep the others
+		if ctx.Err() != nil {
+			return
 		}
+		err = errors.Join(err, d.store.RecordDigest(ctx, key))
 	}
 	if err != nil && ctx.Err() == nil {
 		d.log.Warn("the digests of some layers are not known yet", "error", err)

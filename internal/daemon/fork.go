@@ -110,7 +110,11 @@ func (m *machine) fork(ctx context.Context, list []string, req api.ForkRequest, 
 	if err != nil {
 		// Whichever way it failed: what QEMU writes to now decides.
 		err = fmt.Errorf("fork machine %s: %w", m.name, err)
-		return vm.FreezeResult{}, nil, errors.Join(err, m.settle(context.WithoutCancel(ctx), r.vm, r.spec))
+		err = errors.Join(err, m.settle(context.WithoutCancel(ctx), r.vm, r.spec))
+		for _, rec := range m.d.store.Made(ctx, cloneIDs(f)) { // the error came behind the commit
+			m.d.add(rec)
+		}
+		return vm.FreezeResult{}, nil, err
 	}
 	err = m.reload()
 	m.digestLayer(f.Layer)

@@ -68,12 +68,14 @@ func (d *Daemon) fits(ctx context.Context) func(store.Unit) (bool, string) {
 		return nil
 	}
 	return func(u store.Unit) (bool, string) {
-		key, err := thawer.FrozenKey(ctx, u.Frozen.Spec)
+		// With the accelerator that it was made with: which one a start would take is a
+		// guess as long as none was tried since the host was started.
+		spec := u.Frozen.Spec.Clone()
+		spec.Accel = u.Key.Accel
+		key, err := thawer.FrozenKey(ctx, spec)
 		switch {
-		case ctx.Err() != nil:
-			return true, "" // nobody waits for it any more
-		case err != nil:
-			return false, err.Error()
+		case err != nil: // nothing is known
+			return true, ""
 		case key != u.Key:
 			return false, "it was made by " + u.Key.QEMU + " with " + string(u.Key.Accel) + " and the CPU " + u.Key.CPU + ", here are " + key.QEMU + ", " + string(key.Accel) + " and " + key.CPU
 		}

@@ -168,7 +168,7 @@ func (m *machine) planWarm(ctx context.Context, want api.Warm, warn func(string)
 		return m.takeUnit(ctx, rec, want, refuse)
 	}
 	u, err := m.d.store.Unit(ctx, rec.Unit)
-	if err == nil {
+	if err == nil && want != api.WarmNever {
 		err = m.d.store.IntactUnit(ctx, u.ID)
 	}
 	if err == nil && rec.Digest != u.Layer {
@@ -179,7 +179,7 @@ func (m *machine) planWarm(ctx context.Context, want api.Warm, warn func(string)
 		return m.d.fromUnit(ctx, u), nil
 	case err != nil && want == api.WarmMust:
 		return nil, refuse(err.Error())
-	case err != nil && !errors.Is(err, store.ErrChanged) && !errors.Is(err, store.ErrNotFound):
+	case err != nil && !errors.Is(err, store.ErrUnitChanged) && !errors.Is(err, store.ErrChanged) && !errors.Is(err, store.ErrNotFound):
 		return nil, err
 	case err != nil:
 		warn("it is started cold: " + err.Error())
