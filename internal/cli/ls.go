@@ -81,7 +81,38 @@ func (o *lsOptions) run(ctx context.Context, a *app, patterns []string) error {
 		}
 		return nil
 	}
-	return machineTable(list, o.long).print(a.stdout)
+	if err := machineTable(list, o.long).print(a.stdout); err != nil {
+		return err
+	}
+	for _, line := range pausedText(list) {
+		a.say("%s", line)
+	}
+	return nil
+}
+
+// pausedText says why machines are paused: a line for each reason.
+func pausedText(list []api.Machine) (out []string) {
+	var reasons []string
+	of := map[string][]string{}
+	for _, m := range list {
+		if m.PauseReason == "" {
+			continue
+		}
+		if of[m.PauseReason] == nil {
+			reasons = append(reasons, m.PauseReason)
+		}
+		of[m.PauseReason] = append(of[m.PauseReason], m.Name)
+	}
+	for _, r := range reasons {
+		n := len(of[r])
+		names := of[r][:min(n, 4)]
+		more := ""
+		if n > len(names) {
+			more = fmt.Sprintf(" and %d more", n-len(names))
+		}
+		out = append(out, fmt.Sprintf("%s%s %s paused: %s", strings.Join(names, ", "), more, plural(n, "is", "are"), r))
+	}
+	return out
 }
 
 func machineTable(list []api.Machine, long bool) *table {

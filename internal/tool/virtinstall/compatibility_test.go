@@ -79,4 +79,6 @@ const others = `
 - What QEMU alone cannot do is refused by name, by --dry-run too. pool= and vol= are libvirt's; the network default is QEMU's user-mode network.
 - type=kvm means KVM where it works, else TCG, which is said. The first pty serial port is a socket with a log; a screen without port or address is a unix socket.
 - The guest is started again when its installation has ended also without --wait, as the daemon does it. A boot without a login prompt is a warning.
+- A machine has a generation id (genid, vmgenid) where --metadata genid= or genid_enable=yes asks for one, as in the original. Machines of
+  lamina run and clone always have one: it tells a copy's guest that it is another.
 `
