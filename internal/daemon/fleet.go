@@ -307,6 +307,7 @@ func (d *Daemon) recordFleet(rec store.Fleet, err error) error {
 		d.log.Info("fleet removed", "fleet", rec.Name)
 		return d.store.RemoveFleet(ctx, rec.Name)
 	}
+	removing := rec.State == api.FleetRemoving
 	rec.Document, rec.At = withoutSecrets(rec.Document), time.Now()
 	var told *api.Error
 	if err != nil {
@@ -316,6 +317,9 @@ func (d *Daemon) recordFleet(rec store.Fleet, err error) error {
 	} else {
 		rec.State, rec.Problem = api.FleetApplied, ""
 		d.log.Info("fleet applied", "fleet", rec.Name)
+	}
+	if now, rerr := d.store.Fleet(ctx, rec.Name); rerr == nil && now.State == api.FleetRemoving && !removing {
+		return errors.Join(err, errBrokenOff) // it stays on record that it goes
 	}
 	if rerr := d.store.SetFleet(ctx, rec); rerr != nil {
 		d.log.Error("record the state of a fleet", "fleet", rec.Name, "error", rerr)
@@ -506,38 +510,73 @@ func (d *Daemon) deleteFleet(w http.ResponseWriter, r *http.Request) error {
 	if running := slices.DeleteFunc(slices.Clone(list), func(m *machine) bool { return !m.active() }); len(running) > 0 && !force {
 		return api.Errorf(api.CodeInUse, "fleet %s: %d of its machines run, %s among them: remove it by force (--force), which switches them off", name, len(running), running[0].name)
 	}
-	for work := d.fleets.under(name); work != nil; work = d.fleets.under(name) {
-		if !force {
-			return api.Errorf(api.CodeInUse, "fleet %s is being %s: wait for that, or remove it by force (--force)", name, work.what)
-		}
-		if work.what == "removed" {
-			d.followRemoval(w, r, work)
-			return nil
-		}
-		work.cancel(errBrokenOff)
-		select {
-		case <-work.done:
-		case <-r.Context().Done():
-			return cause(r.Context())
-		}
+	work := d.fleets.under(name)
+	switch {
+	case work != nil && !force:
+		return api.Errorf(api.CodeInUse, "fleet %s is being %s: wait for that, or remove it by force (--force)", name, work.what)
+	case work != nil && work.what == "removed":
+		d.followRemoval(w, r, work)
+		return nil
 	}
 	rec.State, rec.Problem, rec.At, rec.Document = api.FleetRemoving, "", time.Now(), withoutSecrets(rec.Document)
 	goal, err := recordedGoal(rec)
 	if err != nil {
 		return err
 	}
-	work, ctx, err := d.beginFleet(rec)
-	if err != nil {
-		return err
-	}
+	// Before anything is broken off: whatever happens now, no daemon goes on with that.
 	if err := d.store.SetFleet(r.Context(), rec); err != nil {
-		work.cancel(nil)
-		d.fleets.end(name, work, err)
 		return err
 	}
-	d.background(func(context.Context) { d.applyFleet(ctx, rec, goal, work) })
-	d.followRemoval(w, r, work)
-	return nil
+	began := make(chan begun, 1)
+	d.background(func(ctx context.Context) { d.removeFleet(ctx, rec, goal, began) })
+	select {
+	case b := <-began:
+		if b.err != nil {
+			return b.err
+		}
+		d.followRemoval(w, r, b.work)
+		return nil
+	case <-r.Context().Done():
+		return cause(r.Context())
+	}
+}
+
+// begun is work on a fleet, or why there is none.
+type begun struct {
+	work *fleetWork
+	err  error
+}
+
+// removeFleet breaks off what is under way with a fleet, and removes it.
+func (d *Daemon) removeFleet(ctx context.Context, rec store.Fleet, goal *fleet.Goal, began chan<- begun) {
+	for {
+		work, wctx, err := d.beginFleet(rec)
+		if err == nil {
+			// The apply may have recorded how it came out.
+			if err = d.store.SetFleet(ctx, rec); err != nil {
+				work.cancel(nil)
+				d.fleets.end(rec.Name, work, err)
+				began <- begun{err: err}
+				return
+			}
+			began <- begun{work: work}
+			d.applyFleet(wctx, rec, goal, work)
+			return
+		}
+		if now := d.fleets.under(rec.Name); now != nil {
+			if now.what == "removed" {
+				began <- begun{work: now}
+				return
+			}
+			now.cancel(errBrokenOff)
+			select {
+			case <-now.done:
+			case <-ctx.Done():
+				began <- begun{err: cause(ctx)}
+				return
+			}
+		}
+	}
 }
 
 func (d *Daemon) followRemoval(w http.ResponseWriter, r *http.Request, work *fleetWork) {
