@@ -298,6 +298,7 @@ func (m *machine) hold(ctx context.Context, r *run, why string) {
 		return // tried again at the next look
 	}
 	r.held.Store(true)
+	r.holds.Add(1)
 }
 
 // goOn lets a machine go on that was held.

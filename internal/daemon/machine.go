@@ -53,6 +53,7 @@ type run struct {
 	install bool          // it is the install phase
 	again   bool          // started after one that failed while it booted
 	held    atomic.Bool   // paused by this daemon's guard
+	holds   atomic.Int64  // how often it was held
 	warm    *warmRun      // started warm; nil for a cold start
 	end     func()        // lets go of it: ends what watches it, not the process
 }

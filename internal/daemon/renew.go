@@ -75,7 +75,7 @@ func (m *machine) becomeItself(ctx context.Context, r *run) {
 	r.warm.renewing.Store(true)
 	defer r.warm.renewing.Store(false)
 	close(r.warm.prompted)
-	report, err := m.renew(ctx, r)
+	report, err := m.renewHeld(ctx, r)
 	switch {
 	case ctx.Err() != nil:
 		r.boot.finish(cause(ctx)) // the daemon ends; the next one does it again
@@ -176,34 +176,66 @@ func (m *machine) toldPrompt(r *run) time.Duration {
 	return took
 }
 
-// renew gives the guest its identity. It can be done again, also by the next daemon.
-func (m *machine) renew(ctx context.Context, r *run) (agent.Report, error) {
-	m.d.underway.wait(ctx, startsFirst, r.ended)
-	select {
-	case m.d.renewals <- struct{}{}:
-		defer func() { <-m.d.renewals }()
-	case <-r.ended:
-		return agent.Report{}, vm.ErrNotRunning
-	case <-ctx.Done():
-		return agent.Report{}, cause(ctx)
+// renewHeld is renew, and once more where the guest was held for lack of space
+// meanwhile.
+func (m *machine) renewHeld(ctx context.Context, r *run) (agent.Report, error) {
+	for {
+		before := r.holds.Load()
+		report, err := m.renew(ctx, r)
+		if err == nil || errors.Is(err, agent.ErrUserData) || ctx.Err() != nil || ended(r) ||
+			before == r.holds.Load() && !r.held.Load() {
+			return report, err
+		}
+		for r.held.Load() {
+			select {
+			case <-time.After(heldEvery):
+			case <-r.ended:
+				return report, err
+			case <-ctx.Done():
+				return report, err
+			}
+		}
 	}
+}
+
+// heldEvery is how exactly it is known for how long a guest was held.
+const heldEvery = 250 * time.Millisecond
+
+// executing is ctx until the run has ended or its guest has executed for as long as it
+// has to become itself; the time in which it was held does not count.
+func (r *run) executing(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := r.warm.timeout
 	if limit <= 0 {
 		limit = renewTimeout
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %s", limit))
-	defer cancel()
-	go func() { // an agent that is gone with its machine is not waited for
-		select {
-		case <-r.ended:
-			cancel()
-		case <-ctx.Done():
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for left := limit; left > 0; {
+			step := min(left, heldEvery)
+			select {
+			case <-time.After(step):
+			case <-r.ended: // an agent that is gone with its machine is not waited for
+				cancel(nil)
+				return
+			case <-ctx.Done():
+				return
+			}
+			if !r.held.Load() {
+				left -= step
+			}
 		}
+		cancel(fmt.Errorf("not within %s", limit))
 	}()
-	id, err := m.newIdentity(r)
-	if err != nil {
-		return agent.Report{}, err
-	}
+	return ctx, func() { cancel(nil) }
+}
+
+// renew gives the guest its identity. It can be done again, also by the next daemon.
+func (m *machine) renew(ctx context.Context, r *run) (agent.Report, error) {
+	m.d.underway.wait(ctx, startsFirst, r.ended)
+	outer := ctx
+	ctx, cancel := r.executing(outer)
+	defer cancel()
+	// Before there is a turn: a guest without an agent would keep others from theirs.
 	lamina, qga := agentSockets(m.dir, r.runningSpec())
 	if r.warm.agent == string(agent.KindLamina) {
 		qga = "" // and nobody need be asked who is there
@@ -218,6 +250,20 @@ func (m *machine) renew(ctx context.Context, r *run) (agent.Report, error) {
 			_ = g.Close() // what counts is known
 		}
 	}()
+	select {
+	case m.d.renewals <- struct{}{}:
+		defer func() { <-m.d.renewals }()
+	case <-r.ended:
+		return agent.Report{}, vm.ErrNotRunning
+	case <-outer.Done():
+		return agent.Report{}, cause(outer)
+	}
+	ctx, cancelTurn := r.executing(outer)
+	defer cancelTurn()
+	id, err := m.newIdentity(r)
+	if err != nil {
+		return agent.Report{}, err
+	}
 	if err := m.retireCards(ctx, g, r); err != nil {
 		return agent.Report{}, err
 	}

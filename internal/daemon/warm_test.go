@@ -160,6 +160,24 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// TestHeldTime: the time in which a guest is held does not count against it.
+func TestHeldTime(t *testing.T) {
+	r := &run{ended: make(chan struct{}), warm: &warmRun{timeout: 20 * time.Millisecond}}
+	r.held.Store(true)
+	ctx, cancel := r.executing(t.Context())
+	defer cancel()
+	select {
+	case <-ctx.Done():
+		t.Fatal("its time is over while it is held")
+	case <-time.After(100 * time.Millisecond):
+	}
+	r.held.Store(false)
+	<-ctx.Done()
+	if err := context.Cause(ctx); !strings.Contains(err.Error(), "not within 20ms") {
+		t.Error(err)
+	}
+}
+
 // TestWarmBrokenOff leaves nothing.
 func TestWarmBrokenOff(t *testing.T) {
 	x, d, g := warmTester(t)
@@ -212,7 +230,7 @@ func TestFork(t *testing.T) {
 	}
 	a := x.machine("a")
 	for i, m := range f.Machines {
-		if m.Name != []string{"a-1", "a-2"}[i] || m.State != api.Login || m.Warmth == nil || m.Warmth.Unit != "" || m.Base != a.Base || m.SSHPort != 50000 {
+		if m.Name != []string{"a-1", "a-2"}[i] || m.State != api.Login || m.Warmth == nil || m.Warmth.Unit != "" || m.Warmth.Prompt == 0 || m.Base != a.Base || m.SSHPort != 50000 {
 			t.Errorf("%+v", m)
 		}
 		s := d.machine(t, x.home.Machine(m.ID)).spec
