@@ -47,7 +47,19 @@ func scanChange(r scanner) (c diskChange, err error) {
 	if err := r.Scan(&c.machine, &c.layer, &c.done, &c.old, &c.disk, &c.generation, &clones); err != nil {
 		return c, err
 	}
+	if err := errors.Join(checkDisk(c.old), checkDisk(c.disk)); err != nil {
+		return c, fmt.Errorf("change of the disk of machine %s: %w", c.machine, err)
+	}
 	return c, json.Unmarshal(clones, &c.clones)
+}
+
+// checkDisk refuses the name of an image which is none that the store gives: files of
+// such names are removed.
+func checkDisk(name string) error {
+	if !home.IsDisk(name) {
+		return fmt.Errorf("%w: the state database calls its disk %q", ErrInvalid, name)
+	}
+	return nil
 }
 
 // insert makes the intent.

@@ -181,3 +181,49 @@ func TestUsageLayers(t *testing.T) {
 		t.Errorf("%+v, before %+v, %v", after, before, err)
 	}
 }
+
+// TestDamagedRows: what a damaged database says is refused before it is acted upon, and
+// costs no others.
+func TestDamagedRows(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, home.At(filepath.Join(dir, "h")))
+	tm := importImage(t, s, writeImage(t, filepath.Join(dir, "i"), "x"), "two")
+	made, err := s.CreateMachines(t.Context(), tm, newMachines("a"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := makeUnit(t.Context(), s, "two")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, err := makeUnit(t.Context(), s, "two")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(query string, args ...any) {
+		t.Helper()
+		if _, err := s.db.Exec(query, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(`UPDATE units SET files = '{' WHERE id = ?`, bad.ID)
+	if list, err := s.UnitsOf(t.Context(), tm.Digest); err != nil || len(list) != 1 || list[0].ID != good.ID {
+		t.Errorf("%+v, %v", list, err)
+	}
+	set(`UPDATE units SET files = (SELECT files FROM units WHERE id = ?)`, good.ID)
+	set(`UPDATE templates SET parent = ? WHERE digest = ?`, good.Layer, tm.Digest)
+	if err := s.Intact(t.Context(), tm.Digest); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a circle: %v", err)
+	}
+	set(`UPDATE templates SET parent = NULL WHERE digest = ?`, tm.Digest)
+	set(`INSERT INTO disk_changes (machine, layer, state, old_disk, new_disk, generation, clones) VALUES (?, NULL, 'begun', 'disk.qcow2', '../../x', 1, '[]')`, made[0].ID)
+	if _, err := s.SettleFreeze(t.Context(), made[0].ID, ""); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a change: %v", err)
+	}
+	set(`DELETE FROM disk_changes`)
+	set(`UPDATE machines SET disk = '../x' WHERE id = ?`, made[0].ID)
+	if _, err := s.Machine(t.Context(), made[0].ID); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a disk: %v", err)
+	}
+	set(`UPDATE machines SET disk = 'disk.qcow2' WHERE id = ?`, made[0].ID)
+}

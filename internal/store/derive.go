@@ -167,7 +167,7 @@ func (s *Store) freezeStopped(ctx context.Context, id string, kind api.LayerKind
 	if err != nil {
 		return m, nil, err
 	}
-	digest, _, err := hashStill(ctx, s.Disk(m), nil)
+	digest, read, err := hashStill(ctx, s.Disk(m), nil)
 	if err != nil {
 		return m, nil, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
@@ -183,6 +183,9 @@ func (s *Store) freezeStopped(ctx context.Context, id string, kind api.LayerKind
 	c, err := s.diskChange(ctx, m.ID)
 	if err != nil {
 		return m, nil, err
+	}
+	if err := read.same(s.Disk(m)); err != nil {
+		return m, nil, errors.Join(fmt.Errorf("machine %s: %w", m.Name, err), s.undoFreeze(ctx, c))
 	}
 	err = s.commitFreeze(ctx, c, func(tx *sql.Tx) error {
 		if also == nil {

@@ -50,6 +50,20 @@ func (p print) differs(now print) string {
 	return ""
 }
 
+// same says whether a file still has the content that it had, which may have another name,
+// mode or owner by now.
+func (p print) same(path string) error {
+	now, err := look(path)
+	if err != nil {
+		return err
+	}
+	p.Ctime = 0
+	if how := p.differs(now); how != "" {
+		return fmt.Errorf("%w: %s %s while it was read: end what writes to it, and try again", ErrInUse, path, how)
+	}
+	return nil
+}
+
 // layer is an immutable image, as its row says.
 type layer struct {
 	key, parent string
@@ -92,16 +106,22 @@ func scanLayer(r scanner) (l layer, err error) {
 	return l, err
 }
 
+// maxChain is more images than any chain of ours has: api.MaxDepth bounds those.
+const maxChain = 4 * api.MaxDepth
+
 // chain returns a layer and all below it, top first.
 func (s *Store) chain(ctx context.Context, q querier, key string) ([]layer, error) {
 	list, err := all(ctx, q, scanLayer, `WITH RECURSIVE c (key, depth) AS (
-			SELECT ?1, 0 UNION ALL SELECT parent, depth + 1 FROM c JOIN templates ON digest = key WHERE parent IS NOT NULL)
-		SELECT `+layerColumns+` FROM c JOIN templates t ON t.digest = c.key ORDER BY depth`, key)
+			SELECT ?1, 0 UNION ALL SELECT parent, depth + 1 FROM c JOIN templates ON digest = key WHERE parent IS NOT NULL AND depth < ?2)
+		SELECT `+layerColumns+` FROM c JOIN templates t ON t.digest = c.key ORDER BY depth`, key, maxChain)
 	if err != nil {
 		return nil, fmt.Errorf("state database: %w", err)
 	}
 	if len(list) == 0 {
 		return nil, fmt.Errorf("template %.12s: %w", key, ErrNotFound)
+	}
+	if len(list) > maxChain {
+		return nil, fmt.Errorf("template %.12s: %w: the state database has it over itself", key, ErrInvalid)
 	}
 	return list, nil
 }

@@ -130,6 +130,11 @@ func (s *Store) scanMachine(r scanner) (m Machine, err error) {
 	if err != nil {
 		return m, err
 	}
+	if definition == nil || string(definition) == "null" {
+		if err := checkDisk(m.disk); err != nil {
+			return m, fmt.Errorf("machine %s: %w", m.Name, err)
+		}
+	}
 	m.CreatedAt = time.Unix(0, created)
 	err = errors.Join(json.Unmarshal(config, &m.Config), json.Unmarshal(spec, &m.Spec), json.Unmarshal(last, &m.Last),
 		json.Unmarshal(definition, &m.Definition), json.Unmarshal(warmth, &m.Warmth), json.Unmarshal(identity, &m.Identity))

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
@@ -43,15 +45,23 @@ func insertLayer(ctx context.Context, tx *sql.Tx, n newLayer) error {
 // start whatever happens.
 func (s *Store) temporary(dir string) (path string, err error) {
 	s.step("temporary file")
-	f, err := os.CreateTemp(dir, temporaryName)
-	if err != nil {
-		return "", fmt.Errorf("store: %w", err)
+	for try := 0; ; try++ {
+		// Known before it is there: prune removes those that are not.
+		path := filepath.Join(dir, strings.Replace(temporaryName, "*", fmt.Sprint(randomNumber()), 1))
+		s.temps.add(path)
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			s.temps.remove(path)
+			if errors.Is(err, os.ErrExist) && try < 10 {
+				continue
+			}
+			return "", fmt.Errorf("store: %w", err)
+		}
+		if err := f.Close(); err != nil {
+			return "", errors.Join(fmt.Errorf("store: %w", err), s.removeTemporary(path))
+		}
+		return path, nil
 	}
-	s.temps.add(f.Name())
-	if err := f.Close(); err != nil {
-		return "", errors.Join(fmt.Errorf("store: %w", err), s.removeTemporary(f.Name()))
-	}
-	return f.Name(), nil
 }
 
 // removeTemporary removes what was not published.

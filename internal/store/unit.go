@@ -146,12 +146,13 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 	u.Frozen.Spec = f.Frozen.Spec.Clone()
 	s.placeUnit(&u)
 	var files unitFiles
-	disk, _, err := hashStill(ctx, u.Disk, nil)
+	var ram, state print
+	disk, diskWas, err := hashStill(ctx, u.Disk, nil)
 	if err == nil {
-		files.RAMHash, _, err = hashStill(ctx, u.RAM, nil)
+		files.RAMHash, ram, err = hashStill(ctx, u.RAM, nil)
 	}
 	if err == nil {
-		files.StateHash, _, err = hashStill(ctx, u.State, nil)
+		files.StateHash, state, err = hashStill(ctx, u.State, nil)
 	}
 	if err != nil {
 		return Unit{}, fmt.Errorf("warm unit %s: %w", id, err)
@@ -163,6 +164,9 @@ func (s *Store) CommitUnit(ctx context.Context, id string, f UnitFacts) (Unit, e
 	}
 	if err == nil {
 		files.RAM, err = s.sealRAM(u)
+	}
+	if err == nil { // nothing was written between the look and the seal
+		err = errors.Join(diskWas.same(u.Disk), ram.same(u.RAM), state.same(u.State))
 	}
 	if err == nil {
 		err = errors.Join(syncPath(u.Dir), syncPath(s.home.Warm()), syncPath(s.home.Layers()))

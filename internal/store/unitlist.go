@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -12,6 +13,9 @@ import (
 
 const unitColumns = `id, template, layer, key, frozen, files, boot_time, agent, created_at, used_at`
 
+// errUnitRow: the row of a unit is damaged.
+var errUnitRow = errors.New("state database")
+
 func (s *Store) scanUnit(r scanner) (u Unit, err error) {
 	var key, frozen, files []byte
 	var boot, created, used int64
@@ -20,7 +24,7 @@ func (s *Store) scanUnit(r scanner) (u Unit, err error) {
 	}
 	for text, v := range map[*[]byte]any{&key: &u.Key, &frozen: &u.Frozen, &files: &u.files} {
 		if err := json.Unmarshal(*text, v); err != nil {
-			return u, fmt.Errorf("warm unit %s: %w", u.ID, err)
+			return u, fmt.Errorf("%w: warm unit %s: %w", errUnitRow, u.ID, err)
 		}
 	}
 	u.BootTime, u.CreatedAt = time.Duration(boot), time.Unix(0, created)
@@ -69,11 +73,20 @@ func (s *Store) UnitsOf(ctx context.Context, template string) ([]Unit, error) {
 }
 
 func (s *Store) units(ctx context.Context, where string, args ...any) ([]Unit, error) {
-	list, err := all(ctx, s.db, s.scanUnit, `SELECT `+unitColumns+` FROM units WHERE state = 'ready'`+where+` ORDER BY created_at, id`, args...)
+	// One damaged row is not to keep all others from being used.
+	scan := func(r scanner) (Unit, error) {
+		u, err := s.scanUnit(r)
+		if errors.Is(err, errUnitRow) {
+			s.log.Error("a warm unit is passed over", "unit", u.ID, "error", err)
+			return Unit{}, nil
+		}
+		return u, err
+	}
+	list, err := all(ctx, s.db, scan, `SELECT `+unitColumns+` FROM units WHERE state = 'ready'`+where+` ORDER BY created_at, id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("state database: %w", err)
 	}
-	return s.completeUnits(ctx, list)
+	return s.completeUnits(ctx, slices.DeleteFunc(list, func(u Unit) bool { return u.ID == "" }))
 }
 
 // completeUnits adds what other tables and the file system tell.
