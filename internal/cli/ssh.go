@@ -26,6 +26,7 @@ type sshOptions struct {
 	user     string
 	wait     time.Duration
 	tty      bool
+	print    bool
 }
 
 func newSSH(a *app) *cobra.Command {
@@ -44,8 +45,9 @@ machine's host keys are kept in its own folder and go with it.
 The user is --user, else the one that the machine was made with or that the
 image is known for, else the one that the guest names when root knocks.
 
-A machine that is still booting is waited for.`,
-		Example:           "  lamina ssh web\n  lamina ssh web -- uname -a\n  lamina ssh web -i ~/.ssh/lab -l admin -- 'df -h | tail -1'",
+A machine that is still booting is waited for. --print shows the command line
+in place of running it: what scp and others need to know is in it.`,
+		Example:           "  lamina ssh web\n  lamina ssh web --print\n  lamina ssh web -- uname -a\n  lamina ssh web -i ~/.ssh/lab -l admin -- 'df -h | tail -1'",
 		ValidArgsFunction: completeMachines(a, false),
 		Args: func(cmd *cobra.Command, args []string) error {
 			before := cmd.ArgsLenAtDash()
@@ -67,6 +69,7 @@ A machine that is still booting is waited for.`,
 	fs.StringVarP(&o.user, "user", "l", "", "`USER` to log in as (default the machine's)")
 	fs.DurationVar(&o.wait, "wait", 2*time.Minute, "how long to wait for the guest's SSH server, `TIME`; 0 for not at all")
 	fs.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
+	fs.BoolVar(&o.print, "print", false, "print the command line of ssh, for a shell, in place of running it")
 	quietFlag(cmd, a)
 	ownOnly(cmd, a, "log in at the address that `virsh domifaddr` shows, or use `lamina console --connect URI`")
 	return cmd
@@ -109,6 +112,9 @@ func (o *sshOptions) run(ctx context.Context, a *app, name string, command []str
 		return err
 	}
 	argv := o.argv(m, o.sshUser(ctx, a, program, m, h), h, command)
+	if o.print {
+		return a.printf("%s\n", shellLine(argv))
+	}
 	a.display.Close()
 	return fmt.Errorf("run %s: %w", program, syscall.Exec(program, argv, os.Environ()))
 }
@@ -160,6 +166,19 @@ func (o *sshOptions) identities(h home.Home) []string {
 		keys = append(keys, strings.TrimSuffix(p, ".pub"))
 	}
 	return keys
+}
+
+// shellLine is a command line as a shell reads it.
+func shellLine(argv []string) string {
+	out := make([]string, len(argv))
+	for i, w := range argv {
+		if out[i] = w; w == "" || strings.IndexFunc(w, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./:=@%+,", r)
+		}) >= 0 {
+			out[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 // quote makes one word of an option's value, whose % signs ssh would expand.
