@@ -359,12 +359,11 @@ func (l *killLoop) markStopped(m api.Machine) {
 	l.known[m.ID].marks[slot] = value
 }
 
-// markRunning has the guest of a machine write to its disk, and flush. A guest whose
-// agent does not answer in time writes nothing that counts.
+// markRunning has the guest of a machine write to its disk, and flush.
 func (l *killLoop) markRunning(m api.Machine) {
 	l.t.Helper()
 	slot, value := l.newMark(m)
-	ctx, cancel := context.WithTimeout(l.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Minute)
 	defer cancel()
 	i := slices.IndexFunc(m.Spec.Channels, func(c vm.Channel) bool { return c.Target == vm.ChannelLamina })
 	if i < 0 {
