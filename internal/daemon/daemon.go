@@ -329,6 +329,9 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 		})
 	}
 	group.Wait()
+	if err := d.store.SweepMemory(ctx); err != nil {
+		d.log.Error("the memory of a fork is left", "error", err)
+	}
 	all = slices.DeleteFunc(all, func(m *machine) bool { return m.unfinished(ctx) })
 	d.autostart(all)
 	for _, m := range all {

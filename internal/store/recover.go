@@ -90,6 +90,29 @@ func (s *Store) settleStopped(ctx context.Context, id string) error {
 	return err
 }
 
+// SweepMemory removes the memory of forks that no change of a machine's disk needs. A
+// QEMU that was just being started from it, when the daemon died, makes the file anew
+// where it is gone: the daemon calls this when it has ended such processes, and before
+// it serves anybody.
+func (s *Store) SweepMemory(ctx context.Context) error {
+	ids, err := all(ctx, s.db, scanText, `SELECT id FROM machines WHERE generation > 0 AND id NOT IN (SELECT machine FROM disk_changes)`)
+	if err != nil {
+		return fmt.Errorf("state database: %w", err)
+	}
+	for _, id := range ids {
+		for _, name := range []string{home.RAMFile, home.StateFile} {
+			if _, err := os.Lstat(filepath.Join(s.Dir(id), name)); errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			s.step("memory of a fork swept")
+			if err := s.removeInFolder(id, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // sweepTemporary removes the store's temporary files that nobody writes to.
 func (s *Store) sweepTemporary(context.Context) error {
 	list, err := s.leftovers()
