@@ -37,14 +37,9 @@ func (m *machine) settle(ctx context.Context, running vm.Machine, spec vm.Spec) 
 	if m.known().Definition != nil {
 		return nil
 	}
-	path := ""
-	if running != nil {
-		if d, ok := running.(vm.Described); ok {
-			spec = d.RunningSpec()
-		}
-		if len(spec.Disks) > 0 {
-			path = spec.Disks[0].Path
-		}
+	path, err := writesTo(ctx, running, spec)
+	if err != nil {
+		return fmt.Errorf("machine %s: what it writes to is not known, and so what is to become of a change of its disk: %w", m.name, err)
 	}
 	m.recording.Lock()
 	defer m.recording.Unlock()
@@ -56,6 +51,29 @@ func (m *machine) settle(ctx context.Context, running vm.Machine, spec vm.Spec) 
 	defer m.mu.Unlock()
 	m.rec = rec
 	return nil
+}
+
+// writesTo is the image of a machine's first drive, as its process itself says; "" where
+// none runs.
+func writesTo(ctx context.Context, running vm.Machine, spec vm.Spec) (string, error) {
+	if running == nil {
+		return "", nil
+	}
+	if d, ok := running.(vm.Described); ok {
+		spec = d.RunningSpec()
+	}
+	if len(spec.Disks) == 0 {
+		return "", nil
+	}
+	t, ok := running.(vm.ImageTeller)
+	if !ok {
+		return spec.Disks[0].Path, nil
+	}
+	path, err := t.DiskImage(ctx, spec.DiskNames()[0])
+	if errors.Is(err, vm.ErrNotRunning) {
+		return "", nil
+	}
+	return path, err
 }
 
 // beginDisk takes the machine's op for a change of what its disk lies over, and returns

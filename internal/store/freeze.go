@@ -287,7 +287,11 @@ func (s *Store) AbortFreeze(ctx context.Context, id string) error {
 	if c.layer == "" || c.done {
 		return fmt.Errorf("machine %s: %w: it is not being frozen", id, ErrInvalid)
 	}
-	if written, err := writtenByOther(filepath.Join(s.Dir(id), c.disk)); err != nil || written {
+	written, err := writtenByOther(filepath.Join(s.Dir(id), c.disk))
+	if errors.Is(err, os.ErrNotExist) { // taken off again
+		err = nil
+	}
+	if err != nil || written {
 		return errors.Join(err, fmt.Errorf("machine %s: %w: a process writes to its new disk %s: the freeze cannot be undone any more", id, ErrInUse, c.disk))
 	}
 	return s.undoFreeze(context.WithoutCancel(ctx), c)
@@ -334,12 +338,14 @@ func (s *Store) EndFreeze(ctx context.Context, id string) error {
 // SettleFreeze decides what became of a change of a machine's disk that the last
 // daemon did not finish, and finishes or undoes it. The daemon calls it when it
 // has adopted the machine, with the path that QEMU now writes its own layer to, as
-// QEMU says; with "" when it knows that none runs, and so before each start. It
-// returns the machine as it is then. Where nothing is to be settled it costs a query.
+// QEMU itself says, not a record; with "" when it knows that none runs, and so before
+// each start. It returns the machine as it is then. Where nothing is to be settled it
+// costs a query.
 //
 // Where none runs, the content decides: a new layer that stores nothing may go, as
 // nothing was written to it; one that stores something is what the machine
-// went on with.
+// went on with. One that it does not use any more vm.Freezer has removed, before the
+// guest wrote to anything else.
 func (s *Store) SettleFreeze(ctx context.Context, id, running string) (Machine, error) {
 	ctx = context.WithoutCancel(ctx)
 	c, err := s.diskChange(ctx, id)
@@ -403,15 +409,16 @@ func (s *Store) switched(ctx context.Context, c diskChange, running string) (boo
 	if _, err := os.Lstat(after); errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	// What the kernel says of who writes where counts for more than what is on
-	// record.
 	written, err := writtenByOther(after)
 	if err != nil {
 		return false, fmt.Errorf("store: %w", err)
 	}
 	switch {
-	case running == after || running != "" && written:
+	case running == after:
 		return true, nil
+	case running == before && written:
+		// Open, and not in use, by all that QEMU says. Its end will tell.
+		return false, fmt.Errorf("machine %s: %w: it writes to its disk %s, and has %s open too: stop it, which settles that", c.machine, ErrInUse, running, after)
 	case running == before:
 		return false, nil
 	case running != "":

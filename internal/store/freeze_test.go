@@ -42,6 +42,7 @@ func TestSettleFreeze(t *testing.T) {
 		runs      bool   // a QEMU may be there
 		locked    string // "old", "new": QEMU has that open for writing
 		written   bool   // the guest wrote to the new layer
+		removed   bool   // the new layer was taken off again
 		running   string // what the driver says: "old", "new", "none"
 		committed bool
 		fails     error
@@ -49,7 +50,10 @@ func TestSettleFreeze(t *testing.T) {
 		{name: "not switched, runs", runs: true, locked: "old", running: "old"},
 		{name: "switched, runs", runs: true, locked: "new", running: "new", committed: true},
 		{name: "switched and written, runs", runs: true, locked: "new", written: true, running: "new", committed: true},
-		{name: "switched, old record", runs: true, locked: "new", running: "old", committed: true},
+		{name: "open, and not in use", runs: true, locked: "new", running: "old", fails: ErrInUse},
+		{name: "taken off, runs", runs: true, locked: "old", removed: true, running: "old"},
+		{name: "taken off, gone", removed: true, running: "none"},
+		{name: "taken off, gone with its record", runs: true, removed: true, running: "none"},
 		{name: "without locks", runs: true, running: "new", committed: true},
 		{name: "another disk", runs: true, running: "/other", fails: ErrInvalid},
 		{name: "said to be gone", runs: true, locked: "new", running: "none", fails: ErrInUse},
@@ -92,6 +96,11 @@ func TestSettleFreeze(t *testing.T) {
 			}
 			if c.written {
 				if err := appendTo(f.Overlay, "written"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.removed {
+				if err := os.Remove(f.Overlay); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -295,6 +304,9 @@ func TestFreezeRefused(t *testing.T) {
 		t.Errorf("abort after the switch: %v", err)
 	}
 	end()
+	if err := os.Remove(f.Overlay); err != nil { // as it is when it was taken off
+		t.Fatal(err)
+	}
 	if err := s.AbortFreeze(t.Context(), made[0].ID); err != nil {
 		t.Error(err)
 	}
