@@ -31,6 +31,10 @@ SSH host keys, addresses. That needs an agent in the guest: cloud-init images th
 were warmed have one (` + "`lamina template warm`" + `), and qemu-guest-agent will do. Without
 one say --wait prompt: the copies run, with their cables out.
 
+Copies that the daemon was killed before it started stay defined, and ` + "`lamina info`" + `
+says so: the memory of the instant is gone, and ` + "`lamina start`" + ` boots them from the disk
+of the instant, as after a power failure.
+
 A NAME may be a pattern: 'try-{1..3}'. Without names they are MACHINE-1, MACHINE-2
 and so on.`,
 		Example: "  lamina fork web\n  lamina fork web --count 3\n  lamina fork web 'try-{a,b}' --wait prompt",

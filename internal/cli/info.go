@@ -154,7 +154,11 @@ func infoText(m api.Machine) string {
 		put("port", "%s", f)
 	}
 	if m.Exit != nil && m.Run == nil {
-		put("ended", "%s: %s", m.Exit.State, m.Exit.Reason)
+		if m.State == api.Defined {
+			put("not started", "%s", m.Exit.Reason)
+		} else {
+			put("ended", "%s: %s", m.Exit.State, m.Exit.Reason)
+		}
 	}
 	return b.String()
 }

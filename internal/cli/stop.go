@@ -45,6 +45,8 @@ func newStop(a *app) *cobra.Command {
 		Long: `Press the power button of machines and wait until they are off. A guest that does
 not react is switched off after --timeout. What a guest has written to its disk
 is kept, also with --force; what it had only in its memory is lost with --force.
+A machine that is paused for lack of space shuts down when it goes on, and is
+switched off if there is no space within --timeout.
 
 ` + patternHelp,
 		Example:           "  lamina stop web\n  lamina stop 'w-*' --force",

@@ -248,7 +248,7 @@ func (m *fakeMachine) Wait(ctx context.Context) (vm.Exit, error) {
 }
 
 func (m *fakeMachine) Shutdown(context.Context) error {
-	if !m.d.deaf {
+	if !m.d.deaf && !m.held() {
 		m.exitWith(vm.Exit{State: vm.StateStopped, Cause: vm.CauseShutdown, Reason: "guest shut down"})
 	}
 	return nil

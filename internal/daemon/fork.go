@@ -97,6 +97,9 @@ func (m *machine) fork(ctx context.Context, list []string, req api.ForkRequest, 
 	if err != nil {
 		return vm.FreezeResult{}, nil, err
 	}
+	for i := range todo {
+		todo[i].Exit = notForked(m.name, todo[i].Name)
+	}
 	s.send(api.Event{Step: "fork", Machine: m.name, Text: "freezing " + m.name})
 	f, err := m.d.store.BeginFreeze(ctx, m.id, todo, nil)
 	if err != nil {
@@ -123,6 +126,13 @@ func (m *machine) fork(ctx context.Context, list []string, req api.ForkRequest, 
 	made, failed := m.d.startForks(recs, from, req, s)
 	err = errors.Join(err, failed, m.d.store.EndFreeze(context.WithoutCancel(ctx), m.id))
 	return res, made, err
+}
+
+// notForked is on record of a copy until it is started. The memory of the instant goes
+// with the daemon that has frozen it: to start it later by itself would be another
+// thing than what was asked for, a boot, so that is left to the person.
+func notForked(original, name string) *vm.Exit {
+	return &vm.Exit{State: vm.StateStopped, Reason: fmt.Sprintf("it has the disk of %s at the instant of the fork, and was not started: the daemon ended before, and the memory of that instant is gone; `lamina start %s` boots it, as after a power failure", original, name)}
 }
 
 // forkable says what keeps a machine from being forked; drive is what the drive of

@@ -58,7 +58,6 @@ func TestGuard(t *testing.T) {
 		"run":    second(x.stream("POST", "/v1/machines", api.RunRequest{Image: m.Digest, Name: "two"}, nil)),
 		"clone":  second(x.stream("POST", "/v1/clones", api.CloneRequest{Template: m.Digest, Names: []string{"two"}}, nil)),
 		"import": second(x.stream("POST", "/v1/templates", api.ImportRequest{Source: x.image}, nil)),
-		"stop":   second(x.stream("POST", "/v1/machines/web/stop", api.StopRequest{}, nil)),
 	} {
 		if e == nil || e.Code != api.CodeNoSpace || !strings.Contains(e.Message, "lamina prune") {
 			t.Errorf("%s: %v", what, e)
@@ -98,6 +97,46 @@ func TestGuard(t *testing.T) {
 	}
 	if e := second(x.stream("POST", "/v1/machines/web/start", api.StartRequest{}, nil)); e == nil || e.Code != api.CodeNoSpace {
 		t.Errorf("start: %v", e)
+	}
+}
+
+// TestStopPaused: a machine that is paused loses its power in the end, of which the
+// person is told at once; one that goes on again shuts down without a word.
+func TestStopPaused(t *testing.T) {
+	disk := newDisk(10 << 30)
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver, Statfs: disk.statfs})
+	limits := api.SpaceLimits{MinFree: 1 << 30}
+	for name, space := range map[string]int64{"poor": 0, "rich": 10 << 30} {
+		disk.free.Store(10 << 30)
+		x.setSpace(limits)
+		m := x.run(name)
+		disk.free.Store(0)
+		x.setSpace(limits)
+		x.await(name, api.Paused)
+		x.until("it is held", driver.machine(t, m.Dir).held)
+		if space > 0 {
+			disk.free.Store(space)
+			x.setSpace(limits)
+			x.await(name, api.Login)
+		}
+		told := ""
+		for _, e := range x.must(x.stream("POST", "/v1/machines/"+name+"/stop", api.StopRequest{Timeout: 20 * time.Millisecond}, nil)) {
+			told += e.Warning + "\n"
+		}
+		m = x.machine(name)
+		want := []string{"shuts down only when it goes on", "lamina prune", "switched off after 20ms", "what it held in its memory is lost"}
+		if space > 0 {
+			want = nil
+		}
+		for _, w := range want {
+			if !strings.Contains(told, w) {
+				t.Errorf("%s: told %q, without %q", name, told, w)
+			}
+		}
+		if m.State != api.Stopped || space > 0 && strings.TrimSpace(told) != "" {
+			t.Errorf("%s: %s, told %q", name, m.State, told)
+		}
 	}
 }
 

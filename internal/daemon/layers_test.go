@@ -487,3 +487,32 @@ func TestRepack(t *testing.T) {
 		t.Errorf("left behind: %q, %v", left, err)
 	}
 }
+
+// teller is a machine that says itself which image it writes to.
+type teller struct {
+	*fakeMachine
+	path string
+	err  error
+}
+
+func (m teller) DiskImage(context.Context, string) (string, error) { return m.path, m.err }
+
+// TestWritesTo: the machine's own word counts, not the record's; where it has ended
+// nothing is written, and where it does not answer nothing is decided.
+func TestWritesTo(t *testing.T) {
+	spec := vm.Spec{Disks: []vm.Disk{{Path: "/recorded"}}}
+	f := &fakeMachine{spec: spec}
+	deaf := errors.New("no answer")
+	for _, c := range []struct {
+		m    vm.Machine
+		want string
+		err  error
+	}{
+		{nil, "", nil}, {f, "/recorded", nil}, {teller{f, "/said", nil}, "/said", nil},
+		{teller{f, "", vm.ErrNotRunning}, "", nil}, {teller{f, "", deaf}, "", deaf},
+	} {
+		if got, err := writesTo(t.Context(), c.m, spec); got != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%+v: %q, %v", c, got, err)
+		}
+	}
+}

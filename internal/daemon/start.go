@@ -453,8 +453,8 @@ func bootError(name string, p *boot.Problem) *api.Error {
 }
 
 // stopMachine ends the machine: the power button, and after timeout (0: 60 s)
-// the power; with force the power at once. A machine that does not run is
-// stopped already. When ctx ends only the waiting does.
+// the power; with force the power at once. One that is paused for lack of space hears
+// the button when there is some. A machine that does not run is stopped already. When ctx ends only the waiting does.
 func (m *machine) stopMachine(ctx context.Context, req api.StopRequest, tell func(api.Event)) error {
 	if req.Timeout <= 0 {
 		req.Timeout = time.Minute
@@ -467,14 +467,19 @@ func (m *machine) stopMachine(ctx context.Context, req api.StopRequest, tell fun
 	defer stopped()
 	if !req.Force {
 		if why := pauseReason(m.last(), r); why != "" {
-			return api.Errorf(api.CodeNoSpace, "machine %s is paused and does not hear its power button: %s; `lamina stop --force %s` switches it off", m.name, why, m.name)
+			// It is not let go on for that: there is no space for what it would write.
+			tell(api.Event{Step: "stop", Machine: m.name, Warning: fmt.Sprintf("machine %s is paused, and shuts down only when it goes on: %s; without space it is switched off after %s", m.name, why, req.Timeout)})
 		}
 		tell(api.Event{Step: "stop", Machine: m.name, Text: "power button pressed"})
 		ended, err := m.powerDown(ctx, r, req.Timeout)
 		if ended || err != nil {
 			return err
 		}
-		tell(api.Event{Step: "stop", Machine: m.name, Warning: fmt.Sprintf("machine %s did not shut down within %s and is powered off", m.name, req.Timeout)})
+		warning := fmt.Sprintf("machine %s did not shut down within %s and is powered off", m.name, req.Timeout)
+		if pauseReason(m.last(), r) != "" {
+			warning = fmt.Sprintf("machine %s is still paused after %s and is powered off: what its guest had flushed is on its disk, what it held in its memory is lost", m.name, req.Timeout)
+		}
+		tell(api.Event{Step: "stop", Machine: m.name, Warning: warning})
 	}
 	return m.kill(ctx, r)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -254,5 +255,79 @@ func TestFork(t *testing.T) {
 	x.must(x.stream("POST", "/v1/machines/a/stop", api.StopRequest{}, nil))
 	if _, e := x.stream("POST", "/v1/machines/a/fork", api.ForkRequest{}, nil); e == nil || !strings.Contains(e.Message, "lamina clone") {
 		t.Errorf("of a stopped one: %v", e)
+	}
+}
+
+// TestForkBrokenOff: a copy that the daemon died before it started says so, is started by
+// nobody but a person, and then once.
+func TestForkBrokenOff(t *testing.T) {
+	x, d, _ := warmTester(t)
+	if _, _, e := x.cloneWarm(api.CloneRequest{Names: []string{"a"}}); e != nil {
+		t.Fatal(e)
+	}
+	// From its making to its start the record has the reason.
+	for range cap(x.d.starts) {
+		x.d.starts <- struct{}{}
+	}
+	forked := make(chan *api.Error, 1)
+	go func() {
+		_, e := x.stream("POST", "/v1/machines/a/fork", api.ForkRequest{Count: 1}, nil)
+		forked <- e
+	}()
+	var rec store.Machine
+	x.until("the copy is made", func() (is bool) {
+		var err error
+		rec, err = x.d.store.Machine(t.Context(), "a-1")
+		return err == nil
+	})
+	if rec.Last.Exit == nil || !strings.Contains(rec.Last.Exit.Reason, "lamina start a-1") {
+		t.Errorf("on record: %+v", rec.Last)
+	}
+	for range cap(x.d.starts) {
+		<-x.d.starts
+	}
+	if e := <-forked; e != nil {
+		t.Fatal(e)
+	}
+	if m := x.machine("a-1"); m.State != api.Login || m.Exit != nil {
+		t.Errorf("started: %s, %+v", m.State, m.Exit)
+	}
+	// As a daemon leaves it that dies between the commit and the start.
+	a, err := x.d.find("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec = a.known()
+	todo, err := x.d.newMachines([]string{"b"}, api.Template{Name: rec.Template, Digest: rec.Digest}, api.MachineConfig{}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	todo[0].Exit = notForked("a", "b")
+	f, err := x.d.store.BeginFreeze(t.Context(), a.id, todo, nil)
+	if err == nil {
+		_, err = a.running().vm.(vm.Freezer).Freeze(t.Context(), vm.FreezeRequest{RAM: f.RAM, State: f.State, Layers: map[string]string{"vda": f.Overlay}})
+	}
+	if err == nil {
+		_, _, err = x.d.store.CommitFreeze(t.Context(), a.id)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.stop()
+	_, before := d.count()
+	x.start()
+	m := x.machine("b")
+	if _, starts := d.count(); m.State != api.Defined || m.Exit == nil || !strings.Contains(m.Exit.Reason, "`lamina start b` boots it") || starts != before {
+		t.Errorf("after the restart: %s, %+v, %d starts", m.State, m.Exit, starts-before)
+	}
+	if _, err := os.Lstat(f.RAM); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the copy of the memory is left: %v", err)
+	}
+	x.must(x.stream("POST", "/v1/machines/b/start", api.StartRequest{}, nil))
+	if _, e := x.stream("POST", "/v1/machines/b/start", api.StartRequest{}, nil); e == nil || e.Code != api.CodeInUse {
+		t.Errorf("started twice: %v", e)
+	}
+	if _, starts := d.count(); starts != before+1 || x.machine("b").Exit != nil {
+		t.Errorf("%d starts, %+v", starts-before, x.machine("b").Exit)
 	}
 }

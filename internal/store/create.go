@@ -32,6 +32,9 @@ type NewMachine struct {
 	Size int64
 	// Start says that it is made to be started: Last.Wanted.
 	Start bool
+	// Exit says why it does not run, for one that is made to be started by other means;
+	// its first start clears that (Last.Next). nil: nothing.
+	Exit *vm.Exit
 	// Seed returns the content of the seed image. nil means that it has none, or
 	// that it is made later ([Store.MakeSeed]): a thousand seeds take more room than
 	// the layers of their machines, and most of the time that those take.
@@ -142,7 +145,7 @@ func (s *Store) newMachines(template api.Template, list []NewMachine) ([]Machine
 			return nil, fmt.Errorf("%w: machine %s: a disk of %d bytes is smaller than its template %s with %d", ErrInvalid, n.Name, n.Size, name, template.VirtualSize)
 		}
 		m := Machine{ID: newID(), Name: n.Name, Digest: template.Digest, Template: name,
-			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec, Last: Last{Wanted: n.Start}}
+			User: n.User, CreatedAt: now, Config: n.Config, Spec: n.Spec, Last: Last{Wanted: n.Start, Exit: n.Exit}}
 		m.Config.Password, m.Config.VNCPassword, m.Config.UserData = "", "", nil
 		m.disk = home.DiskFile
 		s.place(&m, true)
