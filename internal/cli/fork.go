@@ -31,9 +31,9 @@ SSH host keys, addresses. That needs an agent in the guest: cloud-init images th
 were warmed have one (` + "`lamina template warm`" + `), and qemu-guest-agent will do. Without
 one say --wait prompt: the copies run, with their cables out.
 
-Copies that the daemon was killed before it started stay defined, and ` + "`lamina info`" + `
-says so: the memory of the instant is gone, and ` + "`lamina start`" + ` boots them from the disk
-of the instant, as after a power failure.
+Copies that the daemon was killed before it started stay defined, as ` + "`lamina info`" + `
+says: the memory of the instant is gone, and ` + "`lamina start`" + ` boots them from the
+disk of the instant, as after a power failure.
 
 A NAME may be a pattern: 'try-{1..3}'. Without names they are MACHINE-1, MACHINE-2
 and so on.`,

@@ -62,7 +62,7 @@ func TestRealMachine(t *testing.T) {
 		t.Error(err)
 	}
 
-	// A live clone, of whose switch the daemon did not hear: QEMU's locks tell.
+	// A live clone, of whose switch the daemon did not hear: QEMU tells.
 	f, err = s.BeginFreeze(ctx, m.ID, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +73,14 @@ func TestRealMachine(t *testing.T) {
 	if err := s.AbortFreeze(ctx, m.ID); !errors.Is(err, ErrInUse) {
 		t.Errorf("abort after the switch: %v", err)
 	}
-	if m, err = s.SettleFreeze(ctx, m.ID, f.Disk); err != nil || m.Digest != f.Layer || s.Disk(m) != f.Overlay {
+	if _, err := s.SettleFreeze(ctx, m.ID, f.Disk); !errors.Is(err, ErrInUse) {
+		t.Errorf("settled by an old record: %v", err)
+	}
+	now, err := run.(vm.ImageTeller).DiskImage(ctx, "vda")
+	if err != nil || now != f.Overlay {
+		t.Fatalf("it writes to %s, %v", now, err)
+	}
+	if m, err = s.SettleFreeze(ctx, m.ID, now); err != nil || m.Digest != f.Layer || s.Disk(m) != f.Overlay {
 		t.Fatalf("%+v, %v", m, err)
 	}
 
