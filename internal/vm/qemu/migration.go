@@ -50,6 +50,7 @@ type migration struct {
 	res    stream.Result
 	err    error
 
+	pass             int       // over the RAM, the last one known of
 	stopped, resumed time.Time // by QEMU's clock
 	guestEnd         string    // what the guest did that ends it
 }
@@ -185,6 +186,7 @@ func (g *migration) note(e qmp.Event) (status string, pass int) {
 			Pass int `json:"pass"`
 		}
 		if json.Unmarshal(e.Data, &d) == nil {
+			g.pass = max(g.pass, d.Pass)
 			return "", d.Pass
 		}
 	case "STOP":
@@ -201,6 +203,8 @@ func (g *migration) note(e qmp.Event) (status string, pass int) {
 // nothing where the stream is complete: QEMU says so after that.
 func (g *migration) next(ctx context.Context) (status string, pass int, err error) {
 	done := g.done
+	silence := time.NewTimer(askAfter)
+	defer silence.Stop()
 	select {
 	case <-done:
 		if g.err == nil { // the stream is complete: the event comes
@@ -218,6 +222,8 @@ func (g *migration) next(ctx context.Context) (status string, pass int, err erro
 			return "", 0, g.failure(ctx)
 		}
 		return status, pass, nil
+	case <-silence.C:
+		return g.ask(ctx)
 	case <-done:
 		if g.err == nil {
 			return "", 0, nil
@@ -228,6 +234,30 @@ func (g *migration) next(ctx context.Context) (status string, pass int, err erro
 	case <-ctx.Done():
 		return "", 0, context.Cause(ctx)
 	}
+}
+
+// askAfter is how long no event may come before QEMU is asked: one may be lost, as a
+// subscription holds so many only.
+const askAfter = time.Second
+
+// ask is next without an event.
+func (g *migration) ask(ctx context.Context) (status string, pass int, err error) {
+	var q struct {
+		Status string `json:"status"`
+		RAM    struct {
+			Syncs int `json:"dirty-sync-count"` // what an event calls the pass
+		} `json:"ram"`
+	}
+	if err := g.m.execute(ctx, "query-migrate", nil, &q); err != nil {
+		return "", 0, err
+	}
+	if q.Status == migFailed || q.Status == migCancelled {
+		return "", 0, g.failure(ctx)
+	}
+	if q.RAM.Syncs > g.pass { // one that is known already is not another one
+		g.pass, pass = q.RAM.Syncs, q.RAM.Syncs
+	}
+	return q.Status, pass, nil
 }
 
 // failure says why a migration failed: our reader's reason, unless that is only that
