@@ -310,7 +310,7 @@ func (m *machine) newIdentity(r *run) (agent.Identity, error) {
 		return agent.Identity{}, err
 	}
 	withSeed := len(c.UserData) > 0 || len(c.MetaData) > 0 || len(c.NetworkConfig) > 0
-	return agent.Identity{Seed: c, MachineID: agent.NewMachineID(), HostKeys: keys,
+	return agent.Identity{Seed: c, MachineID: agent.NewMachineID(), HostKeys: keys, InUse: r.warm.fork,
 		Plug: func(ctx context.Context) error { return m.plugOwn(ctx, r, withSeed) }}, nil
 }
 

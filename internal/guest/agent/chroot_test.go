@@ -42,7 +42,7 @@ func small(t *testing.T, files map[string]string) (root string, run func(vars, s
 		}
 	}
 	write("bin/chown", []byte("#!/bin/sh\n"), 0o755)
-	write("bin/usermod", []byte("#!/bin/sh\necho usermod \"$@\"\n"), 0o755)
+	write("bin/chpasswd", []byte("#!/bin/sh\nread -r line; echo \"$line\" | { read -r l; echo \"stdin $l\"; }; echo chpasswd \"$@\"\n"), 0o755)
 	write("bin/useradd", []byte("#!/bin/sh\necho useradd \"$@\"\nfor u; do :; done\necho \"$u:x:1001:1001::/home/$u:/bin/sh\" >>/etc/passwd\nmkdir -p /home/$u\n"), 0o755)
 	for name, text := range files {
 		write(name, []byte(text), 0o644)
@@ -124,10 +124,17 @@ func TestFiles(t *testing.T) {
 	}
 	const steps = "exec 2>&1; renew_machine_id; renew_hostname 2>/dev/null; network; renew_ssh; renew_user; keep_instance"
 	out := run(id.testVars(t), steps)
-	for _, want := range []string{"=network networkd", "useradd -m -s /bin/sh -G adm,sudo bob", "usermod -p $6$", "=user bob"} {
+	for _, want := range []string{"=network networkd", "useradd -m -s /bin/sh -G adm,sudo bob", "stdin bob:$6$", "chpasswd -e", "=user bob"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("it did not say %q:\n%s", want, out)
 		}
+	}
+	// Accounts that are there get no more rights, and in a copy none comes back.
+	if out := run("user= ssh_keys= hash= fact_user=\n", "find_user() { home=/home/$1 uid=1000; }; default_user() { echo eve; }; may_sudo() { echo sudo $1; }; renew_user"); strings.Contains(out, "sudo") || !strings.Contains(out, "=user eve") {
+		t.Errorf("an account that nobody asked for: %s", out)
+	}
+	if out := run("user= ssh_keys= hash= in_use=1\n", "find_user() { return 1; }; default_user() { echo eve; }; add_user() { echo added $1; }; renew_user"); strings.Contains(out, "added") {
+		t.Errorf("an account in a copy: %s", out)
 	}
 	check := func() {
 		t.Helper()

@@ -22,6 +22,9 @@ type Identity struct {
 	// MachineID is 32 hexadecimal digits, lower case: see [NewMachineID].
 	MachineID string
 	HostKeys  HostKeys
+	// InUse: the guest is a copy of one that somebody used, whose accounts stay as they
+	// are but for those that Seed names.
+	InUse bool
 	// Plug, if not nil, is called when the guest has its new name and before its
 	// cards are waited for: it plugs in the cards and the seed, or the cards' cables.
 	// Without it they must be there, or come while Renew is under way, and the guest may
@@ -76,6 +79,14 @@ func (id Identity) validate() error {
 		return errors.New("an identity without SSH host keys")
 	}
 	return nil
+}
+
+// inUse is InUse for the shell.
+func (id Identity) inUse() string {
+	if id.InUse {
+		return "1"
+	}
+	return ""
 }
 
 // byCloudInit reports whether the guest's cloud-init must run for the new

@@ -250,6 +250,7 @@ func (id Identity) variables(now time.Time) (string, error) {
 		{"random_seed", randomHex(64)},
 		{"now", fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond())},
 		{"user", s.User},
+		{"in_use", id.inUse()},
 		{"hash", hash},
 		{"ssh_keys", strings.Join(keys, "\n")},
 		{"macs", strings.Join(id.macs(), " ")},

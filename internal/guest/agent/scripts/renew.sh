@@ -36,9 +36,9 @@ renew_random() {
         [ ! -e "$d" ] || return 0
     done
     if command -v perl >/dev/null; then
-        perl -e 'open F, ">", "/dev/random" or exit 1; ioctl(F, 0x40085203, pack("iia*", 256, length $ARGV[0], $ARGV[0])); ioctl(F, 0x5207, 0)' "$random"
+        printf %s "$random" | perl -e '$r = <STDIN>; open F, ">", "/dev/random" or exit 1; ioctl(F, 0x40085203, pack("iia*", 256, length $r, $r)); ioctl(F, 0x5207, 0)'
     elif command -v python3 >/dev/null; then
-        python3 -c 'import fcntl, struct, sys; b = sys.argv[1].encode(); f = open("/dev/random", "wb"); fcntl.ioctl(f, 0x40085203, struct.pack("ii", 256, len(b)) + b); fcntl.ioctl(f, 0x5207)' "$random"
+        printf %s "$random" | python3 -c 'import fcntl, struct, sys; b = sys.stdin.buffer.read(); f = open("/dev/random", "wb"); fcntl.ioctl(f, 0x40085203, struct.pack("ii", 256, len(b)) + b); fcntl.ioctl(f, 0x5207)'
     elif command -v seedrng >/dev/null; then
         mkdir -p /var/lib/seedrng
         printf %s "$random" >/var/lib/seedrng/seed.credit
@@ -192,10 +192,9 @@ add_user() {
     fi
 }
 
+# set_hash NAME HASH. Everybody in the guest can read the arguments of a program.
 set_hash() {
-    if command -v usermod >/dev/null; then
-        usermod -p "$2" "$1"
-    elif [ -r /lib/lamina/accounts ]; then
+    if [ -r /lib/lamina/accounts ]; then
         (. /lib/lamina/accounts && set_hash "$1" "$2")
     else
         echo "$1:$2" | chpasswd -e
@@ -243,13 +242,19 @@ KEYS
     relabel="$relabel $home/.ssh"
 }
 
+# renew_user: an account that is there and that nobody asked for gets no more rights than
+# it has, unless cloud-init would give them. In a guest that was in use none comes back.
 renew_user() {
+    asked=$user$ssh_keys$hash may=$user
     [ -n "$user" ] || user=$(default_user)
     if ! find_user "$user"; then
+        [ -z "$in_use" ] || [ -n "$asked" ] || return 0
         add_user "$user" || problem "user $user could not be made"
         find_user "$user" || return 0
+        may=1
     fi
-    [ "$uid" = 0 ] || may_sudo "$user"
+    [ -n "$in_use" ] || [ "$user" != "$fact_user" ] || may=1
+    [ -z "$may" ] || [ "$uid" = 0 ] || may_sudo "$user"
     authorize "$user"
     [ -z "$hash" ] || set_hash "$user" "$hash" || problem "the password of $user could not be set"
     echo "=user $user"
