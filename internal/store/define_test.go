@@ -169,6 +169,7 @@ func TestMigrate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		db.SetMaxOpenConns(1) // what is attached is attached to a connection
 		const template = `digest, state, source, virtual_size, user, created_at, file_size, file_mtime`
 		machine := `id, name, state, digest, template, user, created_at, config, spec, last` + columns
 		for _, q := range append(append([]string{}, migrations[:version]...), `ATTACH '`+h.Database()+`' AS now`,
