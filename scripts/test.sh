@@ -25,7 +25,7 @@ unit() { step unit; run -timeout 15m $(others); }
 race() {
   step race
   # The longest first, as above.
-  CGO_ENABLED=1 run -race -timeout 15m ./internal/daemon/... ./image/... ./block/... ./protocol/... ./internal/qmp/... ./internal/guest/boot/... ./internal/catalog/...
+  CGO_ENABLED=1 run -race -timeout 15m ./internal/daemon/... ./image/... ./block/... ./protocol/... ./internal/qmp/... ./internal/guest/boot/... ./internal/catalog/... ./internal/guest/agent ./internal/fleet/... ./internal/vm/qemu/stream
   CGO_ENABLED=1 run -race -timeout 15m -run 'Concurren|Race|Conformance' ./format/...
 }
 
