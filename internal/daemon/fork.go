@@ -90,7 +90,7 @@ func (m *machine) fork(ctx context.Context, list []string, req api.ForkRequest, 
 		return vm.FreezeResult{}, nil, err
 	}
 	rec := m.known()
-	if err := m.d.guard.haveRoom("fork " + m.name); err != nil {
+	if err := m.d.guard.haveRoomFor("fork "+m.name, r.runningSpec().Memory); err != nil {
 		return vm.FreezeResult{}, nil, err
 	}
 	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User, Info: asImage(rec.Spec)}, likeMachine(api.MachineConfig{}, rec.Config), false)

@@ -350,6 +350,18 @@ func (g *guard) haveRoom(what string, dirs ...string) error {
 	return nil
 }
 
+// haveRoomFor is haveRoom for what may write so many bytes into the home.
+func (g *guard) haveRoomFor(what string, bytes int64) error {
+	if err := g.haveRoom(what); err != nil {
+		return err
+	}
+	r := g.room(g.d.home.Data, g.bounds())
+	if r.err == nil && r.free-bytes < r.least {
+		return noRoom(what, fmt.Sprintf("it may take %s; %s", progress.Bytes(bytes), r.why()))
+	}
+	return nil
+}
+
 func noRoom(what, why string) error {
 	return api.Errorf(api.CodeNoSpace, "%s: there is too little space: %s: %s", what, why, spaceRemedy)
 }

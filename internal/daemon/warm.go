@@ -164,7 +164,7 @@ func (d *Daemon) warm(ctx context.Context, t api.Template, req api.WarmRequest, 
 			return u, err
 		}
 	}
-	if err := d.guard.haveRoom("warm " + name); err != nil {
+	if err := d.guard.haveRoomFor("warm "+name, spec.Memory); err != nil {
 		return store.Unit{}, err
 	}
 	u, err := d.store.BeginUnit(ctx, t.Digest, 0)
