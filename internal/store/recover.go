@@ -82,9 +82,13 @@ func (s *Store) settleStopped(ctx context.Context, id string) error {
 		return err
 	}
 	for _, name := range []string{home.RunFile, home.PIDFile, home.QMPSocket} {
-		if _, err := os.Lstat(filepath.Join(s.Dir(id), name)); err == nil && !c.done {
-			return nil
+		if _, err := os.Lstat(filepath.Join(s.Dir(id), name)); err != nil {
+			continue
 		}
+		if c.done { // the links stay: a QEMU that runs has its layers open by them
+			return s.settle(ctx, c, "")
+		}
+		return nil
 	}
 	_, err = s.SettleFreeze(ctx, id, "")
 	return err
