@@ -411,7 +411,7 @@ func (l *killLoop) report() {
 		sum, inTime = sum+c.rounds, inTime+c.inTime
 	}
 	l.t.Logf("%-28s %4d kills, %4d before its end", "all", sum, inTime)
-	if inTime*3 < sum {
+	if sum >= 100 && inTime*3 < sum { // of a few, chance may spare many
 		l.t.Errorf("only %d of %d kills came in time", inTime, sum)
 	}
 }
