@@ -35,8 +35,8 @@ var (
 //
 // One script does it all but for what the guest's cloud-init has to do and, where a
 // service of the guest asks for them, the wait for the cards' addresses: Plug is called
-// while it runs, when the guest has said its new name. What the guest's cloud-init has to do which takes as long as it takes: an [ErrUserData] comes
-// with a valid Report. Log files, an RSA host key and the login prompt follow in
+// while it runs, when the guest has said its new name. User-data takes as long as it
+// takes: an [ErrUserData] comes with a valid Report. Log files, an RSA host key and the login prompt follow in
 // the background.
 func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
 	if err := id.validate(); err != nil {
@@ -52,7 +52,7 @@ func Renew(ctx context.Context, c *Conn, id Identity) (Report, error) {
 		macs = nil
 	}
 	plug := &plugging{ctx: ctx, id: id}
-	defer plug.wait()
+	defer func() { _ = plug.wait() }()
 	s, err := runLibrary(ctx, c, vars, renewSteps(id, len(macs) > 0), plug.told)
 	if err != nil {
 		return Report{}, err
