@@ -47,8 +47,9 @@ on with.
 More keys of a group: diskSize, bus, cache, accel, machine, vnc, user, password,
 sshKeys (keys, or files of them), userDataTemplate (true: userData is filled in for
 each machine), noSeed, hostname, labels, warm (auto, cold, warm), ksm, balloon.
-health.check is login, ready, agent, tcp, http or none. Only labels, count, health, rollout and warm change without a replacement,
-and a replaced machine's disk goes with it.`,
+health.check is login, ready, agent, tcp, http or none. Only labels, count, health,
+rollout and warm change without a replacement, and a replaced machine's disk goes
+with it.`,
 		Example: "  lamina fleet plan fleet.yaml\n  lamina fleet apply fleet.yaml\n  lamina fleet ls",
 	}
 	return verbs(cmd, newFleetPlan(a), newFleetApply(a), newFleetLs(a), newFleetInfo(a), newFleetWait(a), newFleetRm(a))
