@@ -46,7 +46,7 @@ var rules = []rule{
 		reason: "what the guest is told and tells does not depend on who runs it"},
 	{from: "internal/vm/qemu/stream", deny: []string{"..."},
 		reason: "a stream of QEMU's is split by what is in it: bytes in, bytes out, no machine and no monitor"},
-	{from: "internal/guest/agent", deny: []string{"..."}, allow: []string{"internal/guest/seed"},
+	{from: "internal/guest/agent", deny: []string{"..."}, allow: []string{"internal/guest/seed", "internal/names"},
 		reason: "an agent is two sockets and what is said over them; who the guest is to be is the caller's"},
 	{from: "internal/guest/generalise", deny: []string{"..."},
 		reason: "it is a script and what the script reports: whoever runs it brings the guest"},
