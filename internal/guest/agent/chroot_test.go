@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,7 +121,28 @@ func TestFiles(t *testing.T) {
 		"run/lamina-agent/facts":                         "fact_network=networkd\nfact_groups='adm sudo nogroup'\nfact_shell=/bin/sh\n",
 		"run/systemd/network/10-lamina.network":          "prepared",
 		"etc/dropbear/dropbear_rsa_host_key":             "old",
+		"etc/iscsi/initiatorname.iscsi":                  "# note\nInitiatorName=iqn.1993-08.org.debian:01:old\n",
+		"etc/nvme/hostid":                                "old\n",
+		"etc/nvme/hostnqn":                               "old\n",
+		"var/lib/NetworkManager/secret_key":              "old",
+		"var/lib/dhcpcd/duid":                            "old",
+		"var/lib/dhcpcd/secret":                          "old",
+		"etc/dhcpcd.duid":                                "old",
+		"etc/dhcpcd.secret":                              "old",
+		"var/lib/systemd/credential.secret":              "old",
 	})
+	// What a guest in use has encrypted needs its key.
+	secret := filepath.Join(root, "var/lib/systemd/credential.secret")
+	run("in_use=1\n", "forget_secrets")
+	if _, err := os.Stat(secret); err != nil {
+		t.Error(err)
+	}
+	run("in_use=\n", "forget_secrets")
+	for _, gone := range []string{"var/lib/systemd/credential.secret", "var/lib/NetworkManager/secret_key", "var/lib/dhcpcd/duid", "var/lib/dhcpcd/secret", "etc/dhcpcd.duid", "etc/dhcpcd.secret"} {
+		if _, err := os.Lstat(filepath.Join(root, gone)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v, want none", gone, err)
+		}
+	}
 	if err := os.Symlink("/var/lib/cloud/instances/i-old", filepath.Join(root, "var/lib/cloud/instance")); err != nil {
 		t.Fatal(err)
 	}
@@ -136,12 +160,16 @@ func TestFiles(t *testing.T) {
 	if out := run("user= ssh_keys= hash= in_use=1\n", "find_user() { return 1; }; default_user() { echo eve; }; add_user() { echo added $1; }; renew_user"); strings.Contains(out, "added") {
 		t.Errorf("an account in a copy: %s", out)
 	}
+	hostUUID := fmt.Sprintf("%s-%s-%s-%s-%s", id.MachineID[:8], id.MachineID[8:12], id.MachineID[12:16], id.MachineID[16:20], id.MachineID[20:])
 	check := func() {
 		t.Helper()
 		for name, want := range map[string]string{
 			"etc/hosts":                                "127.0.0.1 localhost\n127.0.1.1 web.example.org web\n::1 ip6\nlast\n",
 			"etc/hostname":                             "web\n",
 			"etc/machine-id":                           id.MachineID + "\n",
+			"etc/iscsi/initiatorname.iscsi":            "# note\nInitiatorName=iqn.1993-08.org.debian:01:" + id.MachineID[:12] + "\n",
+			"etc/nvme/hostid":                          hostUUID + "\n",
+			"etc/nvme/hostnqn":                         "nqn.2014-08.org.nvmexpress:uuid:" + hostUUID + "\n",
 			"var/lib/dbus/machine-id":                  id.MachineID + "\n",
 			"home/bob/.ssh/authorized_keys":            key + "\n",
 			"etc/sudoers.d/90-cloud-init-users":        "# User rules for bob\nbob ALL=(ALL) NOPASSWD:ALL\n",

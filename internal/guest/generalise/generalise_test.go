@@ -32,6 +32,9 @@ var mess = map[string]string{
 	"var/lib/NetworkManager/secret_key":        "k",
 	"var/lib/systemd/random-seed":              "r",
 	"var/lib/systemd/credential.secret":        "r",
+	"etc/iscsi/initiatorname.iscsi":            "InitiatorName=iqn.1993-08.org.debian:01:old",
+	"etc/nvme/hostid":                          "old",
+	"etc/nvme/hostnqn":                         "old",
 	"etc/udev/rules.d/70-persistent-net.rules": "rule",
 	"etc/udev/rules.d/10-own.rules":            "keep",
 	"root/.bash_history":                       "ls",
@@ -123,7 +126,7 @@ func TestScript(t *testing.T) {
 			if len(r.Failed) > 0 || len(r.Added) != 1 || r.Added[0].Path != "/etc/systemd/system/lamina-ssh-keys.service" {
 				t.Errorf("%+v", r)
 			}
-			want := map[string]int{"cloud-init": 4, "ssh-host-keys": 4, "dhcp-leases": 2, "random-seeds": 2, "udev-rules": 1, "shell-histories": 2,
+			want := map[string]int{"cloud-init": 4, "ssh-host-keys": 4, "dhcp-leases": 2, "random-seeds": 2, "storage-names": 3, "udev-rules": 1, "shell-histories": 2,
 				"known-hosts": 1, "temporary-files": 3, "package-caches": 1, "logs": 6, "machine-id": 2}
 			for _, s := range r.Steps {
 				if s.Removed != want[s.Name] {

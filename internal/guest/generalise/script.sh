@@ -143,6 +143,17 @@ drop "$root"/var/lib/systemd/random-seed "$root"/var/lib/systemd/credential.secr
     "$root"/var/lib/seedrng/seed* "$root"/var/lib/misc/random-seed "$root"/var/lib/random-seed \
     "$root"/boot/loader/random-seed "$root"/boot/efi/loader/random-seed "$root"/efi/loader/random-seed
 end random-seeds
+# Debian's open-iscsi makes a name where it is told to, others where there is none.
+name=$root/etc/iscsi/initiatorname.iscsi
+if [ -f "$name" ] && [ -d "$root/lib/open-iscsi" -o -d "$root/usr/lib/open-iscsi" ]; then
+    if ! grep -qx 'GenerateName=yes' "$name"; then
+        if echo 'GenerateName=yes' >"$name" 2>/dev/null; then count=$((count + 1)); else say "failed ${name#"$root"} cannot be written"; fi
+    fi
+else
+    drop "$name"
+fi
+drop "$root/etc/nvme/hostid" "$root/etc/nvme/hostnqn"
+end storage-names
 drop "$root"/etc/udev/rules.d/70-persistent-net.rules "$root"/etc/udev/rules.d/70-persistent-cd.rules
 end udev-rules
 

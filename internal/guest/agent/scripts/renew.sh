@@ -79,6 +79,41 @@ renew_machine_id() {
     echo "$machine_id" >/etc/machine-id
     f=/var/lib/dbus/machine-id
     [ ! -f $f ] || [ -L $f ] || echo "$machine_id" >$f
+    renew_initiators
+    forget_secrets
+}
+
+# renew_initiators: what storage knows the machine by. Two of one name end each
+# other's sessions, or write to one volume.
+renew_initiators() {
+    f=/etc/iscsi/initiatorname.iscsi
+    if [ -f $f ]; then
+        text=
+        while IFS= read -r line || [ -n "$line" ]; do
+            case $line in
+            InitiatorName=*:*) line=${line%:*}:${machine_id%????????????????????} ;;
+            esac
+            text=$text$line$newline
+        done <$f
+        printf %s "$text" >$f
+    fi
+    [ ! -f /etc/nvme/hostid ] && [ ! -f /etc/nvme/hostnqn ] && return
+    a=${machine_id%????????????????????????} b=${machine_id#????????} c=${machine_id#????????????} d=${machine_id#????????????????} e=${machine_id#????????????????????}
+    host_uuid=$a-${b%????????????????????}-${c%????????????????}-${d%????????????}-$e
+    [ ! -f /etc/nvme/hostid ] || echo "$host_uuid" >/etc/nvme/hostid
+    [ ! -f /etc/nvme/hostnqn ] || echo "nqn.2014-08.org.nvmexpress:uuid:$host_uuid" >/etc/nvme/hostnqn
+}
+
+# forget_secrets removes what programs make themselves of: they make it anew when
+# they start. What a guest that was in use has encrypted needs its key.
+forget_secrets() {
+    secrets='/var/lib/NetworkManager/secret_key /var/lib/dhcpcd/duid /var/lib/dhcpcd/secret /etc/dhcpcd.duid /etc/dhcpcd.secret'
+    [ -n "$in_use" ] || secrets="$secrets /var/lib/systemd/credential.secret"
+    old=
+    for f in $secrets; do
+        [ ! -f "$f" ] || old="$old $f"
+    done
+    [ -z "$old" ] || rm -f $old
 }
 
 # named says who it is now, from where everybody in the guest reads it.
