@@ -88,6 +88,7 @@ const (
 	FleetApplying = "applying"
 	FleetRemoving = "removing"
 	FleetFailed   = "failed"
+	FleetRemoved  = "removed" // what a wait for its removal ends with
 )
 
 // FleetState is a fleet as it is.

@@ -46,10 +46,17 @@ type SpaceLimits struct {
 	Quota int64 `json:"quota,omitempty"`
 }
 
+// SpaceChange sets bounds of a home: what is not given stays as it is.
+type SpaceChange struct {
+	MinFree *int64 `json:"minFree,omitempty"`
+	Quota   *int64 `json:"quota,omitempty"`
+}
+
 // Space is what a home takes and has.
 type Space struct {
-	Limits    SpaceLimits `json:"limits"`
-	Free      int64       `json:"free"` // of the file system
+	Limits    SpaceLimits `json:"limits"`  // as they were set
+	MinFree   int64       `json:"minFree"` // what is kept free: Limits.MinFree, or the default here
+	Free      int64       `json:"free"`    // of the file system
 	Total     int64       `json:"total"`
 	Used      int64       `json:"used"` // by the home
 	Templates int64       `json:"templates"`

@@ -73,7 +73,7 @@ func (d *fakeDaemon) layerRoutes(handle func(string, func(http.ResponseWriter, *
 func (d *fakeDaemon) spaceRoutes(handle func(string, func(http.ResponseWriter, *http.Request) error), read func(*http.Request, any)) {
 	limits := api.SpaceLimits{MinFree: 512 << 20}
 	answer := func(w http.ResponseWriter) error {
-		return json.NewEncoder(w).Encode(api.Space{Limits: limits, Free: 10 << 30, Total: 20 << 30, Used: 3 << 30, Templates: 1 << 30, Paused: []string{"web"}})
+		return json.NewEncoder(w).Encode(api.Space{Limits: limits, MinFree: limits.MinFree, Free: 10 << 30, Total: 20 << 30, Used: 3 << 30, Templates: 1 << 30, Paused: []string{"web"}})
 	}
 	handle("GET /v1/space", func(w http.ResponseWriter, _ *http.Request) error { return answer(w) })
 	handle("PUT /v1/space", func(w http.ResponseWriter, r *http.Request) error {

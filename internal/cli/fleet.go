@@ -282,6 +282,9 @@ func (a *app) fleetDone(ctx context.Context, name string, state api.FleetState, 
 	if asJSON {
 		return a.printJSON(state)
 	}
+	if state.State == api.FleetRemoved {
+		return a.printf("fleet %s is removed\n", state.Name)
+	}
 	return a.printf("fleet %s is %s: %d of %d %s healthy\n", state.Name, state.State, state.Healthy, state.Wanted, plural(state.Wanted, "machine", "machines"))
 }
 

@@ -52,21 +52,14 @@ func (o *spaceOptions) run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	s, err := c.Space(ctx)
+	var s api.Space
+	if minFree != nil || quota != nil {
+		s, err = c.SetSpace(ctx, api.SpaceChange{MinFree: minFree, Quota: quota})
+	} else {
+		s, err = c.Space(ctx)
+	}
 	if err != nil {
 		return err
-	}
-	if minFree != nil || quota != nil {
-		limits := s.Limits
-		if minFree != nil {
-			limits.MinFree = *minFree
-		}
-		if quota != nil {
-			limits.Quota = *quota
-		}
-		if s, err = c.SetSpace(ctx, limits); err != nil {
-			return err
-		}
 	}
 	if o.json {
 		return a.printJSON(s)
@@ -107,7 +100,7 @@ func spaceText(s api.Space) string {
 	put("warm", "%s", progress.Bytes(s.Warm))
 	put("machines", "%s", progress.Bytes(s.Machines))
 	put("downloads", "%s", progress.Bytes(s.Downloads))
-	put("min free", "%s", progress.Bytes(s.Limits.MinFree))
+	put("min free", "%s", progress.Bytes(s.MinFree))
 	if len(s.Paused) > 0 {
 		put("paused", "%s", progress.Clean(strings.Join(s.Paused, " ")))
 	}

@@ -220,7 +220,7 @@ func layers(ctx context.Context, t *testing.T, c *Client, on EventFunc) {
 	fail(err)
 	_, err = c.Space(ctx)
 	fail(err)
-	_, err = c.SetSpace(ctx, api.SpaceLimits{MinFree: 1})
+	_, err = c.SetSpace(ctx, api.SpaceChange{})
 	fail(err)
 	if len(nodes) != 1 || len(cl) != 1 || pruned.Freed != 1 {
 		t.Errorf("lineage %v, clones %v, pruned %+v", nodes, cl, pruned)

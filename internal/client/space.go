@@ -16,7 +16,7 @@ func (c *Client) Space(ctx context.Context) (api.Space, error) {
 	return get[api.Space](ctx, c, "/v1/space")
 }
 
-// SetSpace sets both bounds of the home.
-func (c *Client) SetSpace(ctx context.Context, limits api.SpaceLimits) (api.Space, error) {
-	return value[api.Space](ctx, c, "PUT", "/v1/space", limits)
+// SetSpace sets bounds of the home; what is not given stays.
+func (c *Client) SetSpace(ctx context.Context, change api.SpaceChange) (api.Space, error) {
+	return value[api.Space](ctx, c, "PUT", "/v1/space", change)
 }

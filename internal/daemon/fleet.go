@@ -275,6 +275,10 @@ func (d *Daemon) followFleet(w http.ResponseWriter, r *http.Request, name string
 		<-work.done
 		var state api.FleetState
 		state, err = d.fleetState(r.Context(), name)
+		var e *api.Error
+		if work.what == "removed" && errors.As(err, &e) && e.Code == api.CodeNotFound {
+			state, err = api.FleetState{Name: name, State: api.FleetRemoved}, nil // as was asked
+		}
 		s.done(state, err)
 		return
 	}

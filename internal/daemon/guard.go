@@ -59,15 +59,22 @@ func (g *guard) bounds() api.SpaceLimits {
 	return g.limits
 }
 
-func (g *guard) setLimits(ctx context.Context, l api.SpaceLimits) error {
+func (g *guard) setLimits(ctx context.Context, c api.SpaceChange) (api.SpaceLimits, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	l := g.limits
+	if c.MinFree != nil {
+		l.MinFree = *c.MinFree
+	}
+	if c.Quota != nil {
+		l.Quota = *c.Quota
+	}
 	if err := g.d.store.SetLimits(ctx, l); err != nil {
-		return err
+		return l, err
 	}
 	g.limits, g.nextUse = l, time.Time{}
 	g.wake()
-	return nil
+	return l, nil
 }
 
 // wake makes the guard look at once.

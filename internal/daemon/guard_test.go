@@ -238,7 +238,7 @@ func TestGuardFileSystem(t *testing.T) {
 	m := x.run("web")
 	guest := driver.machine(t, m.Dir)
 	var s api.Space
-	if _, e := x.call("GET", "/v1/space", nil, &s); e != nil || s.Total != 64<<20 || s.Limits.MinFree != (64<<20)/20 {
+	if _, e := x.call("GET", "/v1/space", nil, &s); e != nil || s.Total != 64<<20 || s.MinFree != (64<<20)/20 || s.Limits.MinFree != 0 {
 		t.Fatalf("space %+v, %v", s, e)
 	}
 	x.setSpace(api.SpaceLimits{MinFree: 16 << 20})

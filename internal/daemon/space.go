@@ -31,14 +31,15 @@ func (d *Daemon) getSpace(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (d *Daemon) putSpace(w http.ResponseWriter, r *http.Request) error {
-	req, err := request[api.SpaceLimits](w, r)
+	req, err := request[api.SpaceChange](w, r)
 	if err != nil {
 		return err
 	}
-	if err := d.guard.setLimits(r.Context(), req); err != nil {
+	l, err := d.guard.setLimits(r.Context(), req)
+	if err != nil {
 		return err
 	}
-	d.log.Info("bounds of space set", "minFree", req.MinFree, "quota", req.Quota)
+	d.log.Info("bounds of space set", "minFree", l.MinFree, "quota", l.Quota)
 	return d.getSpace(w, r)
 }
 
@@ -53,8 +54,7 @@ func (d *Daemon) space(ctx context.Context) (api.Space, error) {
 		return api.Space{}, err
 	}
 	limits := d.guard.bounds()
-	limits.MinFree = minFree(limits.MinFree, total)
-	s := api.Space{Limits: limits, Free: free, Total: total, Used: u.total(), Templates: u.templates,
+	s := api.Space{Limits: limits, MinFree: minFree(limits.MinFree, total), Free: free, Total: total, Used: u.total(), Templates: u.templates,
 		Warm: u.warm, Machines: u.machines, Downloads: u.downloads}
 	for _, m := range d.list() {
 		if m.running() != nil && m.last().Paused != "" {
