@@ -39,18 +39,35 @@ func (m *machine) settle(ctx context.Context, running vm.Machine, spec vm.Spec) 
 	}
 	path, err := writesTo(ctx, running, spec)
 	if err != nil {
+		m.settleAtEnd()
 		return fmt.Errorf("machine %s: what it writes to is not known, and so what is to become of a change of its disk: %w", m.name, err)
 	}
 	m.recording.Lock()
 	defer m.recording.Unlock()
 	rec, err := m.d.store.SettleFreeze(ctx, m.id, path)
 	if err != nil {
+		m.settleAtEnd()
 		return fmt.Errorf("machine %s: a change of its disk was broken off, and cannot be finished yet: %w", m.name, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.rec = rec
+	m.rec, m.unsettled = rec, false
 	return nil
+}
+
+// settleAtEnd has a change that cannot be settled yet settled when the machine's
+// process is gone: one that is being killed has closed its monitor before.
+func (m *machine) settleAtEnd() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unsettled = m.run != nil // else the next start, or daemon, tries again
+}
+
+// tidies says whether something is to be done when the machine's process is gone.
+func (m *machine) tidies() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.unsettled || m.rec.Linked()
 }
 
 // writesTo is the image of a machine's first drive, as its process itself says; "" where
@@ -102,10 +119,14 @@ func (m *machine) readyDisk(ctx context.Context) error {
 			return err
 		}
 	}
-	if m.running() != nil {
-		return nil
+	r := m.running()
+	switch {
+	case r == nil:
+		return m.settle(ctx, nil, vm.Spec{})
+	case m.tidies():
+		return m.settle(ctx, r.vm, r.spec)
 	}
-	return m.settle(ctx, nil, vm.Spec{})
+	return nil
 }
 
 // needStopped refuses a running machine, with what else could be done.

@@ -34,6 +34,8 @@ type fakeDriver struct {
 	// snapshot fails one of disks; flatten, if not nil, is waited for.
 	snapshot error
 	flatten  chan struct{}
+	// mute fails the question which image a machine writes to.
+	mute error
 
 	mu       sync.Mutex
 	running  map[string]*fakeMachine // by folder

@@ -39,6 +39,18 @@ func (m *fakeMachine) SnapshotDisks(_ context.Context, layers map[string]string)
 	return nil
 }
 
+func (m *fakeMachine) DiskImage(_ context.Context, name string) (string, error) {
+	if err := m.d.mute; err != nil {
+		return "", err
+	}
+	s := m.RunningSpec()
+	i, err := s.FindDisk(name)
+	if err != nil {
+		return "", err
+	}
+	return s.Disks[i].Path, nil
+}
+
 func (m *fakeMachine) FlattenDisk(ctx context.Context, name string, progress func(done, total int64)) error {
 	spec := m.RunningSpec()
 	i, err := spec.FindDisk(name)
@@ -330,6 +342,48 @@ func TestCloneBrokenOff(t *testing.T) {
 	}
 }
 
+// TestCloneOfDyingMachine: a process that is being killed closes its monitor before it is
+// gone, and so does not say what it writes to. Its end settles that, without a start or
+// another daemon.
+func TestCloneOfDyingMachine(t *testing.T) {
+	driver := &fakeDriver{}
+	x := layered(t, driver)
+	web := x.clone("base", "web")[0]
+	x.must(x.stream("POST", "/v1/machines/web/start", api.StartRequest{}, nil))
+	had := x.count()
+	driver.snapshot = errors.New("the monitor is closed")
+	driver.mute = driver.snapshot
+	if e := second(x.stream("POST", "/v1/machines/web/clone", api.CloneMachineRequest{Names: []string{"c"}}, nil)); e == nil || !strings.Contains(e.Message, "what it writes to is not known") {
+		t.Errorf("cloned: %v", e)
+	}
+	if list, err := x.d.store.Unsettled(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("unsettled: %q, %v", list, err)
+	}
+	// While it lives, the next request that uses its disk tries again.
+	driver.mute = nil
+	if e := second(x.stream("POST", "/v1/machines/web/clone", api.CloneMachineRequest{Names: []string{"c"}}, nil)); e == nil || strings.Contains(e.Message, "just becoming") {
+		t.Errorf("cloned: %v", e)
+	}
+	if got := x.count(); got != had {
+		t.Errorf("there are %s, were %s", got, had)
+	}
+	driver.mute = driver.snapshot
+	if e := second(x.stream("POST", "/v1/machines/web/clone", api.CloneMachineRequest{Names: []string{"c"}}, nil)); e == nil {
+		t.Error("cloned")
+	}
+	if err := driver.machine(t, web.Dir).Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	x.until("its end settles it", func() bool {
+		list, err := x.d.store.Unsettled(t.Context())
+		return err == nil && len(list) == 0
+	})
+	if got := x.count(); got != had {
+		t.Errorf("there are %s, were %s", got, had)
+	}
+	x.holds("web", "read -P 0x11 0 1M")
+}
+
 // TestFlattenRunning: a machine that runs gets a disk of its own, can be stopped
 // meanwhile, and the next daemon goes on with what this one has begun.
 func TestFlattenRunning(t *testing.T) {
@@ -501,7 +555,7 @@ func (m teller) DiskImage(context.Context, string) (string, error) { return m.pa
 // nothing is written, and where it does not answer nothing is decided.
 func TestWritesTo(t *testing.T) {
 	spec := vm.Spec{Disks: []vm.Disk{{Path: "/recorded"}}}
-	f := &fakeMachine{spec: spec}
+	f := &fakeMachine{d: &fakeDriver{}, spec: spec}
 	deaf := errors.New("no answer")
 	for _, c := range []struct {
 		m    vm.Machine

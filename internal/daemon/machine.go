@@ -41,6 +41,9 @@ type machine struct {
 	gone     bool        // a transient one that has ended
 	// streaming: what its disk lies over is being copied into it while it runs.
 	streaming bool
+	// unsettled: a change of its disk was broken off, and is settled when its process
+	// is gone.
+	unsettled bool
 }
 
 // run is one life of a machine's process.

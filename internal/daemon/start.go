@@ -259,12 +259,13 @@ func (m *machine) supervise(ctx context.Context, r *run) {
 	if gone {
 		m.d.background(m.vanish)
 	}
-	if m.known().Linked() {
+	if m.tidies() {
 		m.d.background(m.tidy)
 	}
 }
 
-// tidy removes what only a QEMU needed that knew the machine's layers by other names.
+// tidy settles a change of the machine's disk that could not be while its process ran,
+// and removes what only a QEMU needed that knew the machine's layers by other names.
 func (m *machine) tidy(ctx context.Context) {
 	end, err := m.begin(ctx)
 	if err != nil {
@@ -275,7 +276,7 @@ func (m *machine) tidy(ctx context.Context) {
 		return
 	}
 	if err := m.settle(ctx, nil, vm.Spec{}); err != nil {
-		m.d.log.Error("a machine's folder is not tidied up", "machine", m.name, "error", err)
+		m.d.log.Error("a machine's disk is not settled after its end", "machine", m.name, "error", err)
 	}
 }
 
