@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -340,6 +341,13 @@ func (fakeImages) Import(ctx context.Context, source, format, target, compress s
 	}
 	progress(int64(len(b)), int64(len(b)))
 	return 1 << 20, os.WriteFile(target, b, 0o600)
+}
+
+// Describe knows an overlay by the name that Overlay has put into its first line.
+func (fakeImages) Describe(_ context.Context, path string) (store.Disk, error) {
+	b, err := os.ReadFile(path)
+	backing, _, _ := strings.Cut(string(b), "\n")
+	return store.Disk{Size: 1 << 20, Backing: backing, BackingFormat: "qcow2"}, err
 }
 
 func (fakeImages) Overlay(ctx context.Context, path, backing string, size int64) error {

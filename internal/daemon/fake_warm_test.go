@@ -3,14 +3,13 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/guest/agent"
-	"github.com/lamina-vm/lamina/internal/store"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -21,16 +20,24 @@ type warmDriver struct {
 	mu     sync.Mutex
 	known  map[*fakeMachine]*warmMachine
 	refuse error // a thaw fails
+	qemu   string
 }
 
 func newWarmDriver() *warmDriver {
-	return &warmDriver{fakeDriver: &fakeDriver{}, known: map[*fakeMachine]*warmMachine{}}
+	return &warmDriver{fakeDriver: &fakeDriver{}, qemu: "fake", known: map[*fakeMachine]*warmMachine{}}
 }
 
 func (d *warmDriver) setRefuse(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refuse = err
+}
+
+// upgrade gives the host another QEMU.
+func (d *warmDriver) upgrade(version string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.qemu = version
 }
 
 func (d *warmDriver) wrap(m vm.Machine, err error) (vm.Machine, error) {
@@ -63,7 +70,9 @@ func (d *warmDriver) KillIn(ctx context.Context, dir string) error {
 }
 
 func (d *warmDriver) FrozenKey(_ context.Context, s vm.Spec) (vm.FrozenKey, error) {
-	return vm.FrozenKey{QEMU: "fake", CPUs: s.CPUs, Memory: s.Memory, Accel: vm.AccelTCG}, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return vm.FrozenKey{QEMU: d.qemu, CPUs: s.CPUs, Memory: s.Memory, Accel: vm.AccelTCG}, nil
 }
 
 func (d *warmDriver) Thaw(ctx context.Context, spec vm.Spec, from vm.Frozen, dir string) (vm.Machine, error) {
@@ -75,6 +84,9 @@ func (d *warmDriver) Thaw(ctx context.Context, spec vm.Spec, from vm.Frozen, dir
 	}
 	if _, err := os.Stat(from.RAM); err != nil {
 		return nil, err
+	}
+	if key, _ := d.FrozenKey(ctx, spec); key != from.Key {
+		return nil, fmt.Errorf("%w: %s", vm.ErrOtherHost, keyDifference(from.Key, key))
 	}
 	return d.Start(ctx, spec, dir)
 }
@@ -157,12 +169,6 @@ func (m *warmMachine) Freeze(_ context.Context, r vm.FreezeRequest) (vm.FreezeRe
 
 // warmImages knows whether something was written to an overlay.
 type warmImages struct{ fakeImages }
-
-func (warmImages) Describe(_ context.Context, path string) (store.Disk, error) {
-	b, err := os.ReadFile(path)
-	backing, _, _ := strings.Cut(string(b), "\n")
-	return store.Disk{Size: 1 << 20, Backing: backing}, err
-}
 
 func (warmImages) Empty(_ context.Context, path string) (bool, error) {
 	b, err := os.ReadFile(path)

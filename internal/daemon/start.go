@@ -81,6 +81,9 @@ func (m *machine) start(ctx context.Context, o startOptions) (_ *run, err error)
 	if o.boot == nil {
 		o.boot = newBootLog()
 	}
+	if err := m.unchanged(ctx, m.d.store.IntactDisk(ctx, m.known())); err != nil {
+		return nil, fmt.Errorf("start %s: %w", m.name, err)
+	}
 	if o.from == nil {
 		if o.from, err = m.planWarm(ctx, o.warm, func(why string) { o.warn(m.name, why) }); err != nil {
 			return nil, fmt.Errorf("start %s: %w", m.name, err)
@@ -160,7 +163,12 @@ func (m *machine) intact(ctx context.Context) error {
 		}
 		return nil
 	}
-	err := m.d.store.Intact(ctx, rec.Digest)
+	return m.unchanged(ctx, m.d.store.Intact(ctx, rec.Digest))
+}
+
+// unchanged passes on why a machine's files are not what they were, and forgets that it
+// is to be started: no next daemon tries again.
+func (m *machine) unchanged(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() == nil {
 		err = errors.Join(err, m.setLast(func(l *store.Last) { l.Wanted = false }))
 	}

@@ -71,54 +71,60 @@ func shape(s vm.Spec) vm.Spec {
 }
 
 // findWarm returns the unit that machines of a template with this spec can be started
-// from, nil for none; why says what is missing.
-func (d *Daemon) findWarm(ctx context.Context, template string, spec vm.Spec, size int64) (u *store.Unit, why string, err error) {
+// from, nil for none; why says what is missing. told says that it is the host's fault, or
+// damage: nothing that a person has asked for.
+func (d *Daemon) findWarm(ctx context.Context, template string, spec vm.Spec, size int64) (u *store.Unit, why string, told bool, err error) {
 	th, ok := d.opts.Driver.(vm.Thawer)
 	if !ok {
-		return nil, "this driver starts machines cold only", nil
+		return nil, "this driver starts machines cold only", false, nil
 	}
 	all, err := d.store.UnitsOf(ctx, template)
 	if err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
 	if len(all) == 0 {
-		return nil, "it has no warm unit: `lamina template warm` makes one", nil
+		return nil, "it has no warm unit: `lamina template warm` makes one", false, nil
 	}
 	if size != 0 {
 		t, err := d.store.Template(ctx, template)
 		if err != nil {
-			return nil, "", err
+			return nil, "", false, err
 		}
 		if size != t.VirtualSize {
-			return nil, "its disk is to have another size than the template's", nil
+			return nil, "its disk is to have another size than the template's", false, nil
 		}
 	}
 	key, err := th.FrozenKey(ctx, spec)
 	if err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
-	why = ""
-	for i := len(all) - 1; i >= 0; i-- {
-		u := all[i]
+	for _, u := range slices.Backward(all) {
 		if u.Key != key {
 			why = fmt.Sprintf("warm unit %s has %s: `lamina template warm` with the same options makes one that fits", u.ID, keyDifference(u.Key, key))
+			told = told || otherHost(u.Key, key)
 			continue
 		}
 		same, err := sameShape(spec, u.Frozen.Spec)
 		if err != nil {
-			return nil, "", err
+			return nil, "", false, err
 		}
 		if !same {
 			why = fmt.Sprintf("warm unit %s has other devices (disk bus and cache, balloon, firmware): leave out the options that change them, or warm the template anew", u.ID)
 			continue
 		}
 		if err := d.store.IntactUnit(ctx, u.ID); err != nil {
-			why = err.Error()
+			why, told = err.Error(), true
 			continue
 		}
-		return &u, "", nil
+		return &u, "", false, nil
 	}
-	return nil, why, nil
+	return nil, why, told, nil
+}
+
+// otherHost says whether two keys differ, and in nothing that a person chooses.
+func otherHost(frozen, want vm.FrozenKey) bool {
+	frozen.QEMU, frozen.Binary, frozen.CPU = want.QEMU, want.Binary, want.CPU
+	return frozen == want
 }
 
 // touchEvery is how exactly it is known when a unit was used last.
@@ -156,16 +162,11 @@ func (m *machine) planWarm(ctx context.Context, want api.Warm, warn func(string)
 		}
 		return nil, m.leaveUnit(ctx, rec)
 	}
-	if rec.Last.Started {
-		if fresh, err := m.d.store.Pristine(ctx, rec); err != nil || !fresh {
-			if err == nil && want == api.WarmMust {
-				err = refuse("its guest has written to its disk since it was started first: leave out --warm")
-			}
-			return nil, err
-		}
-	}
 	if rec.Unit == "" {
-		return m.takeUnit(ctx, rec, want, refuse)
+		return m.takeUnit(ctx, rec, want, refuse, warn)
+	}
+	if fresh, err := m.untouched(ctx, rec, want, refuse, warn); err != nil || !fresh {
+		return nil, err
 	}
 	u, err := m.d.store.Unit(ctx, rec.Unit)
 	if err == nil && want != api.WarmNever {
@@ -200,18 +201,40 @@ func (m *machine) leaveUnit(ctx context.Context, rec store.Machine) error {
 }
 
 // takeUnit puts a machine that was never started over the disk of a unit that fits.
-func (m *machine) takeUnit(ctx context.Context, rec store.Machine, want api.Warm, refuse func(string) error) (*frozenStart, error) {
-	u, why, err := m.d.findWarm(ctx, rec.Digest, rec.Spec, rec.Config.DiskSize)
+func (m *machine) takeUnit(ctx context.Context, rec store.Machine, want api.Warm, refuse func(string) error, warn func(string)) (*frozenStart, error) {
+	u, why, told, err := m.d.findWarm(ctx, rec.Digest, rec.Spec, rec.Config.DiskSize)
 	if err != nil || u == nil {
-		if err == nil && want == api.WarmMust {
+		switch {
+		case err != nil:
+		case want == api.WarmMust:
 			err = refuse(why)
+		case told:
+			warn("it is started cold: " + why)
 		}
+		return nil, err
+	}
+	if fresh, err := m.untouched(ctx, rec, want, refuse, warn); err != nil || !fresh {
 		return nil, err
 	}
 	if err := m.restack(ctx, u.ID); err != nil {
 		return nil, err
 	}
 	return m.d.fromUnit(ctx, *u), nil
+}
+
+// untouched says whether a machine that could be started warm has nothing on its disk yet.
+// That is asked of one that was never started too: people put files into the disk of a
+// machine that does not run, and a guest that goes on would know of none of them.
+func (m *machine) untouched(ctx context.Context, rec store.Machine, want api.Warm, refuse func(string) error, warn func(string)) (bool, error) {
+	fresh, err := m.d.store.Pristine(ctx, rec)
+	switch {
+	case err != nil || fresh:
+	case want == api.WarmMust:
+		err = refuse("something was written to its disk since it was made: leave out --warm")
+	case !rec.Last.Started:
+		warn("it is started cold: something was written to its disk since it was made")
+	}
+	return fresh, err
 }
 
 // goCold puts a machine whose guest has written nothing over its template.
@@ -327,7 +350,7 @@ func (d *Daemon) overUnit(ctx context.Context, t api.Template, todo []store.NewM
 	if len(todo) == 0 {
 		return nil
 	}
-	u, why, err := d.findWarm(ctx, t.Digest, todo[0].Spec, todo[0].Size)
+	u, why, _, err := d.findWarm(ctx, t.Digest, todo[0].Spec, todo[0].Size)
 	if err != nil {
 		return err
 	}

@@ -87,9 +87,7 @@ func TestWarmStart(t *testing.T) {
 		t.Errorf("started later: %+v", m)
 	}
 	// Its next start is of its own disk.
-	if err := os.WriteFile(m.Spec.Disks[0].Path, []byte("x\nwritten"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	x.write(m.Spec.Disks[0].Path)
 	x.must(x.stream("POST", "/v1/machines/later/stop", api.StopRequest{}, nil))
 	var again api.Machine
 	x.must(x.stream("POST", "/v1/machines/later/start", api.StartRequest{}, &again))

@@ -71,7 +71,9 @@ func (plainImages) Describe(ctx context.Context, path string) (Disk, error) {
 		return Disk{}, err
 	}
 	d := Disk{Size: 4096}
-	_, _ = fmt.Sscanf(string(b), "overlay %s %d", &d.Backing, &d.Size) // a whole image has no such line
+	if n, _ := fmt.Sscanf(string(b), "overlay %s %d", &d.Backing, &d.Size); n > 0 { // a whole image has no such line
+		d.BackingFormat = "qcow2"
+	}
 	return d, nil
 }
 

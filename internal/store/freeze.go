@@ -106,6 +106,9 @@ func (s *Store) beginFreeze(ctx context.Context, m Machine, n newLayer, clones [
 	if err != nil {
 		return f, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
+	if err := s.overBase(ctx, m, disk); err != nil { // else the layer names another base than its row
+		return f, err
+	}
 	t, err := s.freezeOrigin(ctx, m)
 	if err != nil {
 		return f, err

@@ -39,9 +39,12 @@ type Images interface {
 
 // Disk is what an image's header says.
 type Disk struct {
-	Size      int64  // virtual, in bytes
-	Backing   string // as recorded
-	Snapshots int    // internal ones
+	Size    int64  // virtual, in bytes
+	Backing string // as recorded
+	// BackingFormat is the format that is recorded of it, DataFile the name of an
+	// external data file; "" for none.
+	BackingFormat, DataFile string
+	Snapshots               int // internal ones
 }
 
 // ConvertOptions are the choices of Images.Convert.
@@ -127,7 +130,14 @@ func (diskImages) Describe(ctx context.Context, path string) (Disk, error) {
 	if err != nil {
 		return Disk{}, err
 	}
-	return Disk{Size: list[0].VirtualSize, Backing: list[0].BackingFile, Snapshots: len(list[0].Snapshots)}, nil
+	i := list[0]
+	d := Disk{Size: i.VirtualSize, Backing: i.BackingFile, BackingFormat: i.BackingFormat, Snapshots: len(i.Snapshots)}
+	for _, f := range i.Specific {
+		if f.Key == "data-file" {
+			d.DataFile = fmt.Sprint(f.Value)
+		}
+	}
+	return d, nil
 }
 
 // Empty implements [Images].

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
 )
 
 // PruneOptions are what the store asks about.
@@ -94,9 +96,19 @@ func (p *pruning) spared(made, used time.Time) bool {
 
 // units plans warm units.
 func (p *pruning) units(ctx context.Context) error {
-	list, err := p.s.Units(ctx)
+	list, damaged, err := p.s.unitRows(ctx, ``)
+	if err == nil {
+		list, err = p.s.completeUnits(ctx, list)
+	}
 	if err != nil {
 		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(damaged)) {
+		p.gone[id] = true
+		dir := p.s.home.Unit(id)
+		size := allocated(filepath.Join(dir, home.RAMFile)) + allocated(filepath.Join(dir, home.StateFile))
+		p.add(api.Pruned{Kind: "warm", Name: id, Path: dir, Size: size, Why: damaged[id].Error()},
+			func(ctx context.Context) error { return p.s.RemoveUnit(ctx, id) })
 	}
 	for _, u := range list {
 		why := ""

@@ -69,6 +69,9 @@ var (
 	// ErrUnitChanged: a file of a warm unit is not what was frozen. The template
 	// below may be intact, so that a cold start is left.
 	ErrUnitChanged = errors.New("warm unit was changed behind the store's back")
+	// ErrDiskChanged: a machine's own disk does not lie over what the store has put it
+	// over. What a guest reads through it would be another machine's.
+	ErrDiskChanged = errors.New("disk was changed behind the store's back")
 )
 
 // Store is the templates and machines of one home. One process at a time may

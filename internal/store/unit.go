@@ -306,6 +306,10 @@ func hashKey(k vm.FrozenKey) string {
 	if err != nil {
 		panic(err) // strings and integers
 	}
+	return hashText(b)
+}
+
+func hashText(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }

@@ -11,20 +11,27 @@ import (
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
-const unitColumns = `id, template, layer, key, frozen, files, boot_time, agent, created_at, used_at`
+const unitColumns = `id, template, layer, key, key_hash, frozen, files, boot_time, agent, created_at, used_at`
 
-// errUnitRow: the row of a unit is damaged.
+// errUnitRow: the row of a unit is damaged, or was edited. It is an ErrUnitChanged too.
 var errUnitRow = errors.New("state database")
 
 func (s *Store) scanUnit(r scanner) (u Unit, err error) {
 	var key, frozen, files []byte
+	var hash string
 	var boot, created, used int64
-	if err := r.Scan(&u.ID, &u.Template, &u.Layer, &key, &frozen, &files, &boot, &u.Agent, &created, &used); err != nil {
+	if err := r.Scan(&u.ID, &u.Template, &u.Layer, &key, &hash, &frozen, &files, &boot, &u.Agent, &created, &used); err != nil {
 		return u, err
+	}
+	damaged := func(err error) error {
+		return fmt.Errorf("%w: %w: the row of warm unit %s: %w: %s", ErrUnitChanged, errUnitRow, u.ID, err, unitRemedy)
+	}
+	if hash != "" && hash != hashText(key) { // "" is one that is being made
+		return u, damaged(errors.New("what it says of the QEMU that made it was edited"))
 	}
 	for text, v := range map[*[]byte]any{&key: &u.Key, &frozen: &u.Frozen, &files: &u.files} {
 		if err := json.Unmarshal(*text, v); err != nil {
-			return u, fmt.Errorf("%w: warm unit %s: %w", errUnitRow, u.ID, err)
+			return u, damaged(err)
 		}
 	}
 	u.BootTime, u.CreatedAt = time.Duration(boot), time.Unix(0, created)
@@ -73,20 +80,33 @@ func (s *Store) UnitsOf(ctx context.Context, template string) ([]Unit, error) {
 }
 
 func (s *Store) units(ctx context.Context, where string, args ...any) ([]Unit, error) {
-	// One damaged row is not to keep all others from being used.
+	list, damaged, err := s.unitRows(ctx, where, args...)
+	if err != nil {
+		return nil, err
+	}
+	for id, why := range damaged {
+		s.log.Error("a warm unit is passed over", "unit", id, "error", why)
+	}
+	return s.completeUnits(ctx, list)
+}
+
+// unitRows reads the rows of units. One that is damaged is not to keep all others from
+// being used: why, by id.
+func (s *Store) unitRows(ctx context.Context, where string, args ...any) (list []Unit, damaged map[string]error, err error) {
+	damaged = map[string]error{}
 	scan := func(r scanner) (Unit, error) {
 		u, err := s.scanUnit(r)
 		if errors.Is(err, errUnitRow) {
-			s.log.Error("a warm unit is passed over", "unit", u.ID, "error", err)
+			damaged[u.ID] = err
 			return Unit{}, nil
 		}
 		return u, err
 	}
-	list, err := all(ctx, s.db, scan, `SELECT `+unitColumns+` FROM units WHERE state = 'ready'`+where+` ORDER BY created_at, id`, args...)
+	list, err = all(ctx, s.db, scan, `SELECT `+unitColumns+` FROM units WHERE state = 'ready'`+where+` ORDER BY created_at, id`, args...)
 	if err != nil {
-		return nil, fmt.Errorf("state database: %w", err)
+		return nil, nil, fmt.Errorf("state database: %w", err)
 	}
-	return s.completeUnits(ctx, slices.DeleteFunc(list, func(u Unit) bool { return u.ID == "" }))
+	return slices.DeleteFunc(list, func(u Unit) bool { return u.ID == "" }), damaged, nil
 }
 
 // completeUnits adds what other tables and the file system tell.
