@@ -83,6 +83,9 @@ func (d *Daemon) findWarm(ctx context.Context, template string, spec vm.Spec, si
 		return nil, "", false, err
 	}
 	if len(all) == 0 {
+		if err := d.store.DamagedUnit(ctx, template); err != nil {
+			return nil, err.Error(), true, nil
+		}
 		return nil, "it has no warm unit: `lamina template warm` makes one", false, nil
 	}
 	if size != 0 {
@@ -267,6 +270,9 @@ func (m *machine) startProcess(ctx context.Context, spec vm.Spec, o *startOption
 		return machine, warm, err
 	}
 	if o.warm == api.WarmMust {
+		if errors.Is(err, vm.ErrOtherHost) {
+			err = fmt.Errorf("%w; `lamina template warm` makes a unit that fits", err)
+		}
 		return nil, spec, fmt.Errorf("%w: without --warm, or with --cold, it starts cold", err)
 	}
 	m.d.log.Warn("not thawed, starting cold", "machine", m.name, "unit", o.from.unit, "error", err)

@@ -268,7 +268,7 @@ func (s *Store) Verify(ctx context.Context, key string, progress func(done, tota
 			return err
 		}
 	}
-	return nil
+	return s.DamagedUnit(ctx, key)
 }
 
 // counter adds up bytes.

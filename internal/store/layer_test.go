@@ -214,6 +214,24 @@ func TestImmutable(t *testing.T) {
 	if err := errors.Join(s.IntactUnit(t.Context(), u.ID), s.Verify(t.Context(), tm.Digest, nil), s.Intact(t.Context(), m.Digest)); err != nil {
 		t.Error(err)
 	}
+	// Who takes the flag off is found, also where that was all; a look puts it back.
+	for _, path := range []string{s.home.TemplateDisk(tm.Digest), s.home.LayerDisk(m.Digest), u.Disk, u.State} {
+		if !has {
+			break
+		}
+		if err := setImmutable(path, false); err != nil {
+			t.Fatal(err)
+		}
+		if s.IntactUnit(t.Context(), u.ID) == nil && s.Intact(t.Context(), m.Digest) == nil {
+			t.Errorf("%s without its flag is not found", path)
+		}
+		if err := errors.Join(s.Verify(t.Context(), tm.Digest, nil), s.Verify(t.Context(), m.Digest, nil)); err != nil || !isImmutable(path) {
+			t.Errorf("verify: %v, immutable %v", err, isImmutable(path))
+		}
+		if err := errors.Join(s.IntactUnit(t.Context(), u.ID), s.Intact(t.Context(), m.Digest)); err != nil {
+			t.Error(err)
+		}
+	}
 	// A file of the same content that nobody knows is in the way.
 	other := home.At(filepath.Join(dir, "other"))
 	if err := os.MkdirAll(other.Templates(), 0o700); err != nil {

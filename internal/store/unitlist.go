@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -90,6 +91,16 @@ func (s *Store) units(ctx context.Context, where string, args ...any) ([]Unit, e
 	return s.completeUnits(ctx, list)
 }
 
+// DamagedUnit is why a warm unit of a template is passed over by [Store.UnitsOf], nil where
+// none is: its row is damaged, or was edited.
+func (s *Store) DamagedUnit(ctx context.Context, template string) error {
+	_, damaged, err := s.unitRows(ctx, ` AND template = ?`, template)
+	for _, id := range slices.Sorted(maps.Keys(damaged)) {
+		return damaged[id]
+	}
+	return err
+}
+
 // unitRows reads the rows of units. One that is damaged is not to keep all others from
 // being used: why, by id.
 func (s *Store) unitRows(ctx context.Context, where string, args ...any) (list []Unit, damaged map[string]error, err error) {
@@ -148,7 +159,7 @@ func (s *Store) IntactUnit(ctx context.Context, id string) error {
 		return err
 	}
 	if err := s.intact(ctx, list[0]); err != nil {
-		return fmt.Errorf("%w: its disk: %s", ErrUnitChanged, err)
+		return fmt.Errorf("%w: the disk of warm unit %s: %s: %s", ErrUnitChanged, id, err, unitRemedy)
 	}
 	return s.Intact(ctx, u.Template)
 }
@@ -187,7 +198,7 @@ func (s *Store) verifyUnit(ctx context.Context, u Unit, read func(int)) error {
 		return err
 	}
 	if err := s.verifyLayer(ctx, list[0], func(int) {}); err != nil {
-		return fmt.Errorf("%w: its disk: %w", ErrUnitChanged, err)
+		return fmt.Errorf("%w: the disk of warm unit %s: %w: %s", ErrUnitChanged, u.ID, err, unitRemedy)
 	}
 	return nil
 }
