@@ -2,7 +2,9 @@ package stream
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"os"
 	"testing"
 )
@@ -11,16 +13,19 @@ import (
 // apart passes Check, and its state, which has no page of the RAM any more, comes out
 // of another split as it went in.
 func FuzzSplit(f *testing.F) {
-	const pages = 8 // few, as the inputs are copied about a lot
 	for _, footers := range []bool{true, false} {
-		m := (&maker{footers: footers}).head("pc").start(Block{"pc.ram", pages * PageSize}, Block{"b", 2 * PageSize})
+		m := (&maker{footers: footers}).head("pc").start(testBlocks[0], Block{"b", 2 * PageSize})
 		f.Add(m.part(sectionPart).page("pc.ram", 1, 1).page("pc.ram", 2, 0).eos().
 			put([]byte{sectionCommand}, be(2, switchoverStart), be(2, 0)).
 			part(sectionEnd).page("b", 0, 3).page("pc.ram", 1, 0).page("b", 1, 0).eos().put(devices).Bytes())
 	}
+	for _, m := range refusals() {
+		f.Add(m.Bytes())
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
+		checkSeal(t, in)
 		ram, state := tempFile(t, "ram"), tempFile(t, "state")
-		s := New(Options{Block: "pc.ram", Size: pages * PageSize, RAM: ram, State: state})
+		s := New(Options{Block: "pc.ram", Size: mainPages * PageSize, RAM: ram, State: state})
 		res, err := s.Run(bytes.NewReader(in))
 		if err != nil {
 			if !errors.Is(err, ErrFormat) {
@@ -41,7 +46,7 @@ func FuzzSplit(f *testing.F) {
 		}
 		b = b[:len(b)-len(seal)-sealTail]
 		ram2, state2 := tempFile(t, "ram2"), tempFile(t, "state2")
-		again, err := New(Options{Block: "pc.ram", Size: pages * PageSize, RAM: ram2, State: state2}).Run(bytes.NewReader(b))
+		again, err := New(Options{Block: "pc.ram", Size: mainPages * PageSize, RAM: ram2, State: state2}).Run(bytes.NewReader(b))
 		if err != nil || again.Data != 0 || again.Machine != res.Machine {
 			t.Fatalf("the state again: %+v, %v", again, err)
 		}
@@ -49,6 +54,34 @@ func FuzzSplit(f *testing.F) {
 			t.Error("the state again is another one")
 		}
 	})
+}
+
+// checkSeal takes in for a state whose seal is right but for what it says.
+func checkSeal(t *testing.T, in []byte) {
+	t.Helper()
+	if len(in) < sealFixed {
+		return
+	}
+	ram, state := tempFile(t, "ram0"), tempFile(t, "state0")
+	n := sealFixed + min(len(in)-sealFixed, sealSamples*sealSample)/sealSample*sealSample
+	seal := append([]byte(nil), in[len(in)-n:]...)
+	binary.BigEndian.PutUint32(seal[20:], uint32((n-sealFixed)/sealSample))
+	body := in[:len(in)-n]
+	if len(in)%2 == 0 { // what is before it is right too, so that the samples are looked at
+		binary.BigEndian.PutUint64(seal, 2*PageSize)
+		binary.BigEndian.PutUint64(seal[8:], uint64(len(body)))
+		binary.BigEndian.PutUint32(seal[16:], crc32.Checksum(body, castagnoli))
+	}
+	b := append(append([]byte(nil), body...), seal...)
+	b = binary.BigEndian.AppendUint32(b, uint32(n))
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(seal, castagnoli))
+	_, err := state.Write(append(b, sealMark...))
+	if err := errors.Join(err, ram.Truncate(2*PageSize)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(state, ram); err != nil && !errors.Is(err, ErrDamaged) {
+		t.Errorf("a seal: %v", err)
+	}
 }
 
 // BenchmarkSplit is of 256 MiB of RAM, a quarter of it zeros.

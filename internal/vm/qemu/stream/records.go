@@ -1,6 +1,9 @@
 package stream
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math"
+)
 
 func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
@@ -133,7 +136,7 @@ func (p *split) list(v uint64) error {
 			return err
 		}
 		switch {
-		case size == 0 || size%PageSize != 0 || size > left:
+		case size == 0 || size%PageSize != 0 || size > left || size > math.MaxInt64:
 			return p.in.unknown("block %q has %d bytes, of %d", b.Name, size, left)
 		case p.names[b.Name] != nil:
 			return p.in.unknown("two blocks %q", b.Name)

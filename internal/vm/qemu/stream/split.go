@@ -8,7 +8,8 @@ import (
 )
 
 // Run reads the stream to its end. On an error the RAM file and the state are of
-// no use. It may be called once, and it is for whoever made the reader to end a
+// no use. Of one that ends within the devices only the QEMU that sent it knows that it
+// is not whole: it is to say that the migration is completed.  It may be called once, and it is for whoever made the reader to end a
 // read that takes too long.
 func (s *Splitter) Run(r io.Reader) (Result, error) {
 	if s.o.Size <= 0 || s.o.Size%PageSize != 0 {
@@ -141,7 +142,9 @@ func (p *split) configuration() error {
 		if bits := be32(b[4:]); 1<<bits != PageSize {
 			return p.in.unknown("its pages have 2^%d bytes, not %d", bits, PageSize)
 		}
-		p.out.write(p.in.buf[from:p.in.r])
+		if p.out.write(p.in.buf[from:p.in.r]); p.out.err != nil {
+			return p.out.err
+		}
 	}
 }
 
@@ -320,7 +323,7 @@ func (p *split) command() error {
 		return err
 	}
 	p.out.write(b)
-	return nil
+	return p.out.err // nothing else bounds how many there are
 }
 
 // early refuses a device that comes before the RAM: nothing tells where it ends.

@@ -243,51 +243,65 @@ func TestCut(t *testing.T) {
 	}
 }
 
-func TestRefused(t *testing.T) {
+// refusals are streams that are none of the expected kind, by what is said of them.
+func refusals() map[string]*maker {
 	good := func() *maker { return (&maker{footers: true}).head("pc").start(testBlocks...).part(sectionPart) }
 	plain := func() *maker { return (&maker{footers: true}).head("pc") }
+	huge := func(total, size uint64) *maker {
+		return plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 0), be(4, 4), be(8, total|flagMemSize), name("a"), be(8, size))
+	}
 	record := func(flags uint64) *maker { return good().put(be(8, flags)) }
-	for want, m := range map[string]*maker{
-		"does not begin with QEVM":             (&maker{}).put([]byte("QFVMnothing")),
-		"its version is 4":                     (&maker{}).put(be(4, magic), be(4, 4)),
-		"a machine type of 70000 characters":   (&maker{}).put(be(4, magic), be(4, 3), []byte{sectionConfiguration}, be(4, 70000)),
-		"part \"configuration/capabilities\"":  plain().put([]byte{sectionSubsection}, name("configuration/capabilities"), make([]byte, 300)),
-		"2^13 bytes":                           plain().put([]byte{sectionSubsection}, name("configuration/target-page-bits"), be(4, 1), be(4, 13), make([]byte, 300)),
-		"xbzrle":                               record(flagXBZRLE),
-		"compress":                             record(flagCompressed),
-		"multifd":                              record(flagMultiFD),
-		"RDMA":                                 record(flagHook),
-		"of before 2009":                       record(flagFull),
-		"unknown flags 0x18":                   record(flagPage | flagEOS),
-		"unknown flags 0x800":                  record(0x800),
-		"unknown flags 0x0":                    record(0),
-		"the first page has no block":          record(flagPage | flagContinue),
-		"block \"none\", which is not":         record(flagPage).put(name("none")),
-		"a page at 8192 of block \"pc.bios\"":  record(2*PageSize | flagPage).put(name("pc.bios")),
-		"a page at 18446744073709547520":       record(^uint64(flagMask) | flagPage).put(name("pc.bios")),
-		"a page of bytes 0x1":                  record(flagZero).put(name("pc.ram"), []byte{1}),
-		"a second list":                        record(flagMemSize),
-		"a section does not end as it should":  record(flagEOS).put([]byte{sectionFooter}, be(4, 3)),
-		"a section \"block\"":                  plain().put([]byte{sectionStart}, be(4, 1), name("block")),
-		"a second section \"ram\"":             good().eos().start(testBlocks...),
-		"instance 1, version 4":                plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 1), be(4, 4)),
-		"version 5":                            plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 0), be(4, 5)),
-		"does not begin with the list":         plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 0), be(4, 4)).eos(),
-		"section 2, which has not begun":       plain().part(sectionPart),
-		"command 4 (postcopy)":                 good().eos().put([]byte{sectionCommand}, be(2, 4), be(2, 0)),
-		"command 2 (return path)":              plain().put([]byte{sectionCommand}, be(2, 2), be(2, 4)),
-		"command 99 (something new)":           plain().put([]byte{sectionCommand}, be(2, 99), be(2, 4)),
-		"device \"timer\" comes before":        plain().put([]byte{sectionFull}, be(4, 1), name("timer")),
-		"ends before the guest's RAM":          plain().put([]byte{sectionEOF}),
-		"unknown kind of section 0x33":         plain().put([]byte{0x33}),
-		"not followed by devices":              good().eos().part(sectionEnd).eos().put([]byte{sectionPart}),
-		"no block \"pc.ram\", only ram0":       plain().start(Block{"ram0", PageSize}, Block{"ram1", PageSize}),
-		"\"pc.ram\" has 4096 bytes, not":       plain().start(Block{"pc.ram", PageSize}),
-		"two blocks \"a\"":                     plain().start(Block{"a", PageSize}, Block{"a", PageSize}),
-		"block \"a\" has 100 bytes":            plain().start(Block{"a", 100}, Block{"b", PageSize - 100}),
-		"that is more than 1024 MiB":           plain().start(Block{"a", 1 << 29}, Block{"b", 1 << 30}),
-		"block \"a\" has 9223372036854771712 ": plain().start(Block{"a", 1<<63 - PageSize}),
-	} {
+	return map[string]*maker{
+		"does not begin with QEVM":                (&maker{}).put([]byte("QFVMnothing")),
+		"its version is 4":                        (&maker{}).put(be(4, magic), be(4, 4)),
+		"a machine type of 70000 characters":      (&maker{}).put(be(4, magic), be(4, 3), []byte{sectionConfiguration}, be(4, 70000)),
+		"part \"configuration/capabilities\"":     plain().put([]byte{sectionSubsection}, name("configuration/capabilities"), make([]byte, 300)),
+		"2^13 bytes":                              plain().put([]byte{sectionSubsection}, name("configuration/target-page-bits"), be(4, 1), be(4, 13), make([]byte, 300)),
+		"xbzrle":                                  record(flagXBZRLE),
+		"compress":                                record(flagCompressed),
+		"multifd":                                 record(flagMultiFD),
+		"RDMA":                                    record(flagHook),
+		"of before 2009":                          record(flagFull),
+		"unknown flags 0x18":                      record(flagPage | flagEOS),
+		"unknown flags 0x800":                     record(0x800),
+		"unknown flags 0x0":                       record(0),
+		"the first page has no block":             record(flagPage | flagContinue),
+		"block \"none\", which is not":            record(flagPage).put(name("none")),
+		"a page at 8192 of block \"pc.bios\"":     record(2*PageSize | flagPage).put(name("pc.bios")),
+		"a page at 18446744073709547520":          record(^uint64(flagMask) | flagPage).put(name("pc.bios")),
+		"a page of bytes 0x1":                     record(flagZero).put(name("pc.ram"), []byte{1}),
+		"a second list":                           record(flagMemSize),
+		"a section does not end as it should":     record(flagEOS).put([]byte{sectionFooter}, be(4, 3)),
+		"a section \"block\"":                     plain().put([]byte{sectionStart}, be(4, 1), name("block")),
+		"a second section \"ram\"":                good().eos().start(testBlocks...),
+		"instance 1, version 4":                   plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 1), be(4, 4)),
+		"version 5":                               plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 0), be(4, 5)),
+		"does not begin with the list":            plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 0), be(4, 4)).eos(),
+		"section 2, which has not begun":          plain().part(sectionPart),
+		"command 4 (postcopy)":                    good().eos().put([]byte{sectionCommand}, be(2, 4), be(2, 0)),
+		"command 2 (return path)":                 plain().put([]byte{sectionCommand}, be(2, 2), be(2, 4)),
+		"command 99 (something new)":              plain().put([]byte{sectionCommand}, be(2, 99), be(2, 4)),
+		"device \"timer\" comes before":           plain().put([]byte{sectionFull}, be(4, 1), name("timer")),
+		"ends before the guest's RAM":             plain().put([]byte{sectionEOF}),
+		"unknown kind of section 0x33":            plain().put([]byte{0x33}),
+		"not followed by devices":                 good().eos().part(sectionEnd).eos().put([]byte{sectionPart}),
+		"no block \"pc.ram\", only ram0":          plain().start(Block{"ram0", PageSize}, Block{"ram1", PageSize}),
+		"\"pc.ram\" has 4096 bytes, not":          plain().start(Block{"pc.ram", PageSize}),
+		"two blocks \"a\"":                        plain().start(Block{"a", PageSize}, Block{"a", PageSize}),
+		"block \"a\" has 100 bytes":               plain().start(Block{"a", 100}, Block{"b", PageSize - 100}),
+		"that is more than 1024 MiB":              plain().start(Block{"a", 1 << 29}, Block{"b", 1 << 30}),
+		"block \"a\" has 9223372036854775808 ":    huge(1<<63, 1<<63),
+		"block \"a\" has 18446744073709547520":    huge(^uint64(flagMask), ^uint64(flagMask)),
+		"block \"a\" has 8192 bytes, of 4096":     huge(PageSize, 2*PageSize),
+		"block \"pc.ram\" has 922337203685477580": plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 0), be(4, 4), be(8, 1<<63|flagMemSize), name("pc.ram"), be(8, 1<<63)),
+		"a page at 2867200 of block \"pc.ram\"":   record(mainPages*PageSize | flagPage).put(name("pc.ram")),
+		"there is no block \"pc.ram\", only ":     plain().put([]byte{sectionStart}, be(4, 1), name("ram"), be(4, 0), be(4, 4), be(8, flagMemSize)),
+		"block \"a\" has 9223372036854771712 ":    plain().start(Block{"a", 1<<63 - PageSize}),
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for want, m := range refusals() {
 		_, _, _, err := splitFiles(t, bytes.NewReader(m.Bytes()))
 		if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %q", err, want)
@@ -381,6 +395,40 @@ func TestCheck(t *testing.T) {
 		ram, state := whole()
 		named := damage(ram, state)
 		if err := Check(state, ram); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), named.Name()) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// endless is a source that repeats itself.
+type endless []byte
+
+func (e endless) Read(b []byte) (n int, err error) {
+	for n+len(e) <= len(b) {
+		n += copy(b[n:], e)
+	}
+	return n, nil
+}
+
+// TestBounds: no stream makes a state without an end, and one that cannot be written is
+// read no further.
+func TestBounds(t *testing.T) {
+	w := newStateWriter(io.Discard)
+	w.n = maxState - 10
+	if w.write(make([]byte, 11)); !errors.Is(w.err, ErrFormat) {
+		t.Errorf("a state without an end: %v", w.err)
+	}
+	part := append([]byte{sectionSubsection}, name("configuration/target-page-bits")...)
+	part = append(append(part, be(4, 1)...), be(4, 12)...)
+	words := append(append([]byte{sectionCommand}, be(2, switchoverStart)...), be(2, 65535)...)
+	words = append(words, make([]byte, 65535)...)
+	for what, in := range map[string]io.Reader{
+		"parts of the head": io.MultiReader(bytes.NewReader((&maker{}).head("pc").Bytes()), endless(part)),
+		"words":             io.MultiReader(bytes.NewReader((&maker{footers: true}).head("pc").start(testBlocks...).Bytes()), endless(words)),
+		"devices":           io.MultiReader(bytes.NewReader((&maker{footers: true}).head("pc").start(testBlocks...).part(sectionEnd).eos().put(devices).Bytes()), endless(words)),
+	} {
+		s := New(Options{Block: "pc.ram", Size: mainPages * PageSize, RAM: tempFile(t, "ram"), State: fullDisk{}})
+		if _, err := s.Run(in); !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

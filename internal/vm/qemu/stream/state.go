@@ -46,8 +46,11 @@ func (s *stateWriter) write(b []byte) {
 	if s.err != nil {
 		return
 	}
+	if s.n += int64(len(b)); s.n > maxState {
+		s.err = fmt.Errorf("%w: it makes a state of more than %d MiB", ErrFormat, maxState>>20)
+		return
+	}
 	s.sum = crc32.Update(s.sum, castagnoli, b)
-	s.n += int64(len(b))
 	_, s.err = s.w.Write(b)
 }
 
@@ -115,11 +118,13 @@ func Check(state, ram *os.File) error {
 		return err
 	}
 	size := st.Size()
-	if size < sealFixed+sealTail || size > 2*maxOthers+maxDevices {
+	if size < sealFixed+sealTail || size > maxState {
 		return damaged(state, "it has %d bytes", size)
 	}
 	seal, err := readSeal(state, size)
-	if err != nil {
+	if err == io.EOF {
+		return damaged(state, "it was cut while it was read")
+	} else if err != nil {
 		return err
 	}
 	if seal == nil {
@@ -149,7 +154,9 @@ func Check(state, ram *os.File) error {
 		if offset < 0 || offset > rst.Size()-PageSize {
 			return damaged(state, "it has a page at %d", offset)
 		}
-		if _, err := ram.ReadAt(page, offset); err != nil {
+		if _, err := ram.ReadAt(page, offset); err == io.EOF {
+			return damaged(ram, "it was cut while it was read")
+		} else if err != nil {
 			return err
 		}
 		if crc32.Checksum(page, castagnoli) != be32(b[8:]) {

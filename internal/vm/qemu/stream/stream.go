@@ -71,6 +71,8 @@ const (
 	// maxDevices is the most that the devices' state may have.
 	maxDevices = 1 << 30
 	maxName    = 256
+	// maxState is more than all of these make.
+	maxState = 2*maxOthers + maxDevices
 )
 
 // ErrFormat: this is no stream that can be taken apart; the wrapping error says
