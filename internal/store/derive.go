@@ -174,11 +174,11 @@ func (s *Store) freezeStopped(ctx context.Context, id string, kind api.LayerKind
 	if err != nil {
 		return m, nil, fmt.Errorf("machine %s: %w", m.Name, err)
 	}
-	s.publish.Lock()
-	defer s.publish.Unlock()
-	if err := s.finishLayer(ctx, digest); err != nil {
+	end, err := s.beginPublish(ctx, digest)
+	if err != nil {
 		return m, nil, err
 	}
+	defer end()
 	if _, err := s.beginFreeze(ctx, m, newLayer{key: digest, kind: kind}, clones, made); err != nil {
 		return m, nil, err
 	}

@@ -129,6 +129,7 @@ func (s *Store) beginFreeze(ctx context.Context, m Machine, n newLayer, clones [
 	}
 	c.clones = ids(f.Clones)
 	isNew := false
+	s.step("layer row")
 	err = transact(ctx, s.db, func(tx *sql.Tx) error {
 		var there int
 		err := tx.QueryRowContext(ctx, `SELECT count(*) FROM templates WHERE digest = ? AND state = 'ready'`, n.key).Scan(&there)

@@ -93,16 +93,17 @@ func (s *Store) publishLayer(ctx context.Context, tmp string, n newLayer, name n
 		return api.Template{}, err
 	}
 	n.key = digest
-	s.publish.Lock()
-	defer s.publish.Unlock()
-	ctx = context.WithoutCancel(ctx)
-	if err := s.finishLayer(ctx, digest); err != nil {
+	end, err := s.beginPublish(ctx, digest)
+	if err != nil {
 		return api.Template{}, err
 	}
+	defer end()
+	ctx = context.WithoutCancel(ctx)
 	if err := s.repairLayer(ctx, tmp, n); err != nil {
 		return api.Template{}, err
 	}
 	isNew, shown := false, ""
+	s.step("layer row")
 	err = transact(ctx, s.db, func(tx *sql.Tx) error {
 		var there int
 		if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM templates WHERE digest = ?`, digest).Scan(&there); err != nil {
@@ -160,10 +161,30 @@ func (s *Store) repairLayer(ctx context.Context, tmp string, n newLayer) error {
 	return s.Intact(ctx, n.key)
 }
 
-// finishLayer finishes the removal, or the making, of a layer that failed half way (the caller
-// holds s.publish, so nobody is at it), which would be taken for a whole one by
-// its row.
-func (s *Store) finishLayer(ctx context.Context, digest string) error { return s.dropHalf(ctx, digest) }
+// beginPublish takes s.publish to make a layer of this digest, or to use the one that is
+// there, which from then on is whole, and does not go by itself, until end. The
+// removal, or the making, of one that failed half way is finished first (nobody is at
+// it): its row would be taken for that of a whole one.
+func (s *Store) beginPublish(ctx context.Context, digest string) (end func(), err error) {
+	s.publish.Lock()
+	// Before the statement of dropHalf, which waits for the transactions that
+	// have not seen it.
+	s.publishing.Store(&digest)
+	ctx = context.WithoutCancel(ctx)
+	end = func() {
+		s.publishing.Store(nil)
+		s.publish.Unlock()
+		// The last that needed it may have gone meanwhile.
+		if err := s.dropUnused(ctx, digest); err != nil {
+			s.log.Error("a layer that nothing needs is not removed yet", "layer", digest, "error", err)
+		}
+	}
+	if err := s.dropHalf(ctx, digest); err != nil {
+		end()
+		return nil, err
+	}
+	return end, nil
+}
 
 func (s *Store) placeLayer(ctx context.Context, tmp string, n newLayer) error {
 	path := s.layerPath(n.key, n.parent)

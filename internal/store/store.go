@@ -54,6 +54,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/lamina-vm/lamina/internal/home"
 )
@@ -93,6 +94,9 @@ type Store struct {
 	// that makes it so, while a template is removed, and from the look
 	// whether a definition has what it names for itself to its commit.
 	publish sync.Mutex
+	// publishing is the digest that s.publish is held for, if it is for one: a layer of
+	// that digest does not go by itself. Read within transactions that write.
+	publishing atomic.Pointer[string]
 	// dropping is held while a layer's file and row are removed. After publish, if both.
 	dropping sync.Mutex
 

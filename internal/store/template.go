@@ -232,17 +232,24 @@ const unneeded = `t.state = 'ready' AND t.kind <> 'template'
 
 // markUnneeded makes a frozen or warm layer that nothing needs one to be removed.
 // Of "" it takes all of them. It returns what is to be dropped once the
-// transaction is committed.
+// transaction is committed. One that is just being published stays: see beginPublish.
 func (s *Store) markUnneeded(ctx context.Context, tx *sql.Tx, key string) ([]string, error) {
+	busy := ""
+	if p := s.publishing.Load(); p != nil {
+		busy = *p
+	}
 	return all(ctx, tx, scanText, `UPDATE templates AS t SET state = 'removing'
-		WHERE (?1 = '' OR t.digest = ?1) AND `+unneeded+` RETURNING digest`, key)
+		WHERE (?1 = '' OR t.digest = ?1) AND t.digest <> ?2 AND `+unneeded+` RETURNING digest`, key, busy)
 }
 
 // dropUnneeded removes the frozen and warm layers that nothing needs any more.
-func (s *Store) dropUnneeded(ctx context.Context) error {
+func (s *Store) dropUnneeded(ctx context.Context) error { return s.dropUnused(ctx, "") }
+
+// dropUnused is dropUnneeded of one layer, or of all for "".
+func (s *Store) dropUnused(ctx context.Context, key string) error {
 	var list []string
 	err := transact(ctx, s.db, func(tx *sql.Tx) (err error) {
-		list, err = s.markUnneeded(ctx, tx, "")
+		list, err = s.markUnneeded(ctx, tx, key)
 		return err
 	})
 	if err != nil {
