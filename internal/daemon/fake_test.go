@@ -32,6 +32,7 @@ type fakeDriver struct {
 	note string        // RunInfo.AccelNote
 	slow time.Duration // a start takes that long
 	fail error         // a start fails
+	hold chan struct{} // a start waits for it, if not nil
 	// snapshot fails one of disks; flatten, if not nil, is waited for.
 	snapshot error
 	flatten  chan struct{}
@@ -59,6 +60,13 @@ func (d *fakeDriver) Start(ctx context.Context, spec vm.Spec, dir string) (vm.Ma
 	case <-time.After(d.slow):
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	}
+	if d.hold != nil {
+		select {
+		case <-d.hold:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	if d.fail != nil {
 		return nil, d.fail

@@ -21,16 +21,25 @@ type warmDriver struct {
 	known  map[*fakeMachine]*warmMachine
 	refuse error // a thaw fails
 	qemu   string
+	guess  vm.Accel // what a start would take, as far as is known
+	noKey  error    // keys cannot be told
 }
 
 func newWarmDriver() *warmDriver {
-	return &warmDriver{fakeDriver: &fakeDriver{}, qemu: "fake", known: map[*fakeMachine]*warmMachine{}}
+	return &warmDriver{fakeDriver: &fakeDriver{}, qemu: "fake", guess: vm.AccelTCG, known: map[*fakeMachine]*warmMachine{}}
 }
 
 func (d *warmDriver) setRefuse(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refuse = err
+}
+
+// setKey sets what is known of the host's accelerator.
+func (d *warmDriver) setKey(guess vm.Accel, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.guess, d.noKey = guess, err
 }
 
 // upgrade gives the host another QEMU.
@@ -72,7 +81,11 @@ func (d *warmDriver) KillIn(ctx context.Context, dir string) error {
 func (d *warmDriver) FrozenKey(_ context.Context, s vm.Spec) (vm.FrozenKey, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return vm.FrozenKey{QEMU: d.qemu, CPUs: s.CPUs, Memory: s.Memory, Accel: vm.AccelTCG}, nil
+	accel := s.Accel
+	if accel == vm.AccelAuto || accel == "" {
+		accel = d.guess
+	}
+	return vm.FrozenKey{QEMU: d.qemu, CPUs: s.CPUs, Memory: s.Memory, Accel: accel}, d.noKey
 }
 
 func (d *warmDriver) Thaw(ctx context.Context, spec vm.Spec, from vm.Frozen, dir string) (vm.Machine, error) {

@@ -424,3 +424,73 @@ func TestFleetResumes(t *testing.T) {
 		t.Errorf("%d starts", starts)
 	}
 }
+
+// TestFleetRemovalOnRecord: that a fleet is being removed is on record before what is under
+// way with it has ended, and it goes also when who asked for that has gone.
+func TestFleetRemovalOnRecord(t *testing.T) {
+	driver := &fakeDriver{hold: make(chan struct{})}
+	x := serve(t, Options{Driver: driver})
+	x.template("one")
+	applied := make(chan *api.Error, 1)
+	go func() {
+		_, _, e := x.apply(webFleet(2))
+		applied <- e
+	}()
+	x.until("a machine is being started", func() bool { return driver.atOnce.Load() > 0 })
+	ctx, leave := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, "DELETE", "http://laminad/v1/fleets/shop?force=1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		if res, err := x.client.Do(req); err == nil {
+			_ = res.Body.Close()
+		}
+	}()
+	x.until("the removal is on record", func() bool {
+		rec, err := x.d.store.Fleet(t.Context(), "shop")
+		return err == nil && rec.State == api.FleetRemoving
+	})
+	if driver.atOnce.Load() == 0 {
+		t.Error("the start was over: nothing is proved")
+	}
+	leave()
+	<-left
+	close(driver.hold)
+	if e := <-applied; e == nil {
+		t.Error("the apply succeeded")
+	}
+	x.until("the fleet is gone", func() bool {
+		code, _ := x.call("GET", "/v1/fleets/shop", nil, nil)
+		running, _ := driver.count()
+		return code == http.StatusNotFound && running == 0 && len(x.d.list()) == 0
+	})
+}
+
+// TestPruneOfFleets: what a fleet is made of stays, also when its name has moved on and no
+// machine needs it just now.
+func TestPruneOfFleets(t *testing.T) {
+	x := serve(t, Options{Driver: &fakeDriver{}})
+	one, two, three := x.template("one"), x.template("two"), x.template("three")
+	x.mustApply(webFleet(1))
+	for _, m := range x.fleet("shop").Machines {
+		x.remove(m.Name)
+	}
+	if _, err := x.d.store.Tag(t.Context(), two.Digest, "one", true); err != nil {
+		t.Fatal(err)
+	}
+	var res api.PruneResult
+	if _, e := x.call("POST", "/v1/prune", api.PruneRequest{Templates: true}, &res); e != nil {
+		t.Fatal(e)
+	}
+	for _, k := range []struct {
+		t    api.Template
+		kept bool
+	}{{one, true}, {two, true}, {three, false}} {
+		if code, _ := x.call("GET", "/v1/templates/"+k.t.Digest, nil, nil); (code == http.StatusOK) != k.kept {
+			t.Errorf("template %s: status %d; pruned %+v", k.t.Name, code, res.Items)
+		}
+	}
+}

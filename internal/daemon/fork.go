@@ -113,7 +113,7 @@ func (m *machine) fork(ctx context.Context, list []string, req api.ForkRequest, 
 	if err != nil {
 		// Whichever way it failed: what QEMU writes to now decides.
 		err = fmt.Errorf("fork machine %s: %w", m.name, err)
-		err = errors.Join(err, m.settle(context.WithoutCancel(ctx), r.vm, r.spec))
+		err = errors.Join(err, m.settle(context.WithoutCancel(ctx), r.vm, r.spec), m.reload())
 		for _, rec := range m.d.store.Made(ctx, cloneIDs(f)) { // the error came behind the commit
 			m.d.add(rec)
 		}

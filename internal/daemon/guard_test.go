@@ -12,12 +12,21 @@ import (
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/vm"
 )
 
 // disk stands in for the host's file systems: all have the same space free.
-type disk struct{ free atomic.Int64 }
+type disk struct {
+	free atomic.Int64
+	gone atomic.Bool // they cannot be looked at
+}
 
-func (d *disk) statfs(string) (free, total int64, err error) { return d.free.Load(), 100 << 30, nil }
+func (d *disk) statfs(string) (free, total int64, err error) {
+	if d.gone.Load() {
+		return 0, 0, errFake
+	}
+	return d.free.Load(), 100 << 30, nil
+}
 
 func newDisk(free int64) *disk {
 	d := &disk{}
@@ -252,4 +261,77 @@ func TestGuardFileSystem(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.await("web", api.Login)
+}
+
+// TestGuardBlind: where the disks cannot be looked at, nothing changes: what is paused stays
+// so, and what runs goes on.
+func TestGuardBlind(t *testing.T) {
+	disk := newDisk(10 << 30)
+	driver := &fakeDriver{}
+	x := serve(t, Options{Driver: driver, Statfs: disk.statfs})
+	limits := api.SpaceLimits{MinFree: 1 << 30}
+	m := x.run("web")
+	guest := driver.machine(t, m.Dir)
+	x.setSpace(limits)
+	disk.gone.Store(true)
+	x.d.guard.look(t.Context())
+	if guest.held() {
+		t.Error("it is paused though nothing is known")
+	}
+	disk.gone.Store(false)
+	disk.free.Store(0)
+	x.setSpace(limits)
+	x.await("web", api.Paused)
+	x.until("it is held", guest.held)
+	disk.gone.Store(true)
+	for range 3 {
+		x.d.guard.look(t.Context())
+	}
+	if m := x.machine("web"); m.State != api.Paused || !guest.held() {
+		t.Errorf("it goes on though nothing is known: %s", m.State)
+	}
+	disk.free.Store(10 << 30)
+	disk.gone.Store(false)
+	x.d.guard.wake()
+	x.await("web", api.Login)
+	// A disk of which the folder cannot be looked into is one that may need space.
+	if got := diskFolders(vm.Spec{Disks: []vm.Disk{
+		{Device: vm.DeviceDisk, Path: filepath.Join(x.image, "disk")}, {Device: vm.DeviceDisk, Path: filepath.Join(m.Dir, "none")},
+	}}); len(got) != 1 || got[0] != x.image {
+		t.Errorf("folders %q", got)
+	}
+}
+
+// TestRoomForMemory: a copy of a machine's memory is not begun where the disk would be full
+// of it, which would pause all machines.
+func TestRoomForMemory(t *testing.T) {
+	disk := newDisk(2<<30 - 1) // a GiB is kept free, and a machine has one
+	d := newWarmDriver()
+	x := serve(t, Options{Driver: d, Guests: &fakeGuests{}, Images: warmImages{}, Statfs: disk.statfs})
+	x.must(x.stream("POST", "/v1/templates", api.ImportRequest{Source: x.image, Name: "t"}, nil))
+	x.setSpace(api.SpaceLimits{MinFree: 1 << 30})
+	full := func(what string, e *api.Error) {
+		t.Helper()
+		x.says(what, e, "it may take 1 GiB", "1 GiB are kept free", "lamina prune")
+		if e != nil && e.Code != api.CodeNoSpace {
+			t.Errorf("%s: %s", what, e.Code)
+		}
+	}
+	full("warm", second(x.stream("POST", "/v1/templates/t/warm", api.WarmRequest{}, nil)))
+	if left, err := os.ReadDir(x.home.Warm()); err != nil || len(left) > 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	if _, starts := d.count(); starts > 0 {
+		t.Error("a machine was started")
+	}
+	if _, _, e := x.cloneWarm(api.CloneRequest{Names: []string{"a"}}); e != nil {
+		t.Fatal(e)
+	}
+	full("fork", second(x.stream("POST", "/v1/machines/a/fork", api.ForkRequest{}, nil)))
+	if a, list := x.machine("a"), x.d.list(); len(list) != 1 || a.State != api.Login || a.Spec.Disks[0].Path != filepath.Join(a.Dir, "disk.qcow2") {
+		t.Errorf("%d machines, %+v", len(list), a)
+	}
+	disk.free.Store(2 << 30)
+	x.must(x.stream("POST", "/v1/machines/a/fork", api.ForkRequest{}, nil))
+	x.warm()
 }

@@ -137,3 +137,13 @@ func TestShares(t *testing.T) {
 		t.Errorf("this process takes %d bytes", n)
 	}
 }
+
+// TestNoMerge: memory is merged with other machines' only where that was asked for.
+func TestNoMerge(t *testing.T) {
+	for _, ksm := range []bool{false, true} {
+		var s vm.Spec
+		if withMemory(&s, api.MachineConfig{KSM: ksm}); s.MemoryConfig.NoMerge == ksm {
+			t.Errorf("KSM %v: %+v", ksm, s.MemoryConfig)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -327,5 +328,140 @@ func TestForkBrokenOff(t *testing.T) {
 	}
 	if _, starts := d.count(); starts != before+1 || x.machine("b").Exit != nil {
 		t.Errorf("%d starts, %+v", starts-before, x.machine("b").Exit)
+	}
+}
+
+// TestForkConsole: nothing is typed on a copy's console, where somebody may have left a
+// line that they had not entered; a machine of a warm unit is asked for its prompt.
+func TestForkConsole(t *testing.T) {
+	x, d, _ := warmTester(t)
+	x.warm()
+	if _, _, e := x.cloneWarm(api.CloneRequest{Names: []string{"a"}, Warm: api.WarmMust}); e != nil {
+		t.Fatal(e)
+	}
+	x.must(x.stream("POST", "/v1/machines/a/fork", api.ForkRequest{}, nil))
+	for name, typed := range map[string]bool{"a": true, "a-1": false} {
+		log := d.machine(t, x.home.Machine(x.machine(name).ID)).SerialLog()
+		var text string
+		x.until("its guest has booted", func() bool {
+			b, err := os.ReadFile(log)
+			text = string(b)
+			return err == nil && strings.Contains(text, "guest login: ")
+		})
+		if got := strings.Contains(strings.ReplaceAll(text, "\r\n", ""), "\n"); got != typed {
+			t.Errorf("%s: typed %v: %q", name, got, text)
+		}
+	}
+}
+
+// TestColdInPlaceOfWarm: what is on record of a start that falls back to a cold one says so
+// before there is a process: the next daemon would take its boot for a warm one.
+func TestColdInPlaceOfWarm(t *testing.T) {
+	x, d, _ := warmTester(t)
+	u := x.warm()
+	d.setRefuse(errFake)
+	d.hold = make(chan struct{})
+	done := make(chan *api.Error, 1)
+	go func() {
+		_, e := x.stream("POST", "/v1/clones", api.CloneRequest{Template: "t", Names: []string{"a"}, Start: true}, nil)
+		done <- e
+	}()
+	x.until("its process is being started", func() bool { return d.atOnce.Load() > 0 })
+	if rec, err := x.d.store.Machine(t.Context(), "a"); err != nil || rec.Warmth != nil || rec.Digest != u.Digest || !rec.Last.Running {
+		t.Errorf("on record: %+v, over %s, %+v, %v", rec.Warmth, rec.Digest, rec.Last, err)
+	}
+	close(d.hold)
+	if e := <-done; e != nil {
+		t.Error(e)
+	}
+}
+
+// TestPruneUnits: units stay where it is not known what they could be used with: which
+// accelerator a start takes is a guess until one was tried.
+func TestPruneUnits(t *testing.T) {
+	x, d, _ := warmTester(t)
+	u := x.warm()
+	prune := func() string {
+		t.Helper()
+		var res api.PruneResult
+		if _, e := x.call("POST", "/v1/prune", api.PruneRequest{DryRun: true}, &res); e != nil {
+			t.Fatal(e)
+		}
+		return fmt.Sprint(res.Items)
+	}
+	d.setKey(vm.AccelKVM, nil)
+	if got := prune(); strings.Contains(got, u.ID) {
+		t.Errorf("a host of which it is not known whether KVM works: %s", got)
+	}
+	d.setKey(vm.AccelTCG, errFake)
+	if got := prune(); strings.Contains(got, u.ID) {
+		t.Errorf("a QEMU that cannot be asked: %s", got)
+	}
+	d.setKey(vm.AccelTCG, nil)
+	d.upgrade("9.9")
+	if got := prune(); !strings.Contains(got, u.ID) || !strings.Contains(got, "9.9") {
+		t.Errorf("another QEMU: %s", got)
+	}
+}
+
+// TestColdDespiteDamage: --cold starts what lies over a damaged unit, over its template.
+func TestColdDespiteDamage(t *testing.T) {
+	x, d, _ := warmTester(t)
+	u := x.warm()
+	d.setRefuse(errFake)
+	if _, _, e := x.cloneWarm(api.CloneRequest{Names: []string{"a"}, Warm: api.WarmMust}); e == nil {
+		t.Fatal("started")
+	}
+	d.setRefuse(nil)
+	for _, name := range []string{home.RAMFile, home.StateFile} {
+		if err := os.Remove(x.home.Unit(u.ID) + "/" + name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(x.home.LayerDisk(u.Layer)); err != nil {
+		t.Fatal(err)
+	}
+	var m api.Machine
+	x.must(x.stream("POST", "/v1/machines/a/start", api.StartRequest{Warm: api.WarmNever}, &m))
+	if m.State != api.Login || m.Base != u.Digest || m.Warmth != nil {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestMadeBehindCommit: copies that were made, of a request that failed after that, are
+// machines like others: they are seen, can be removed, and nothing of them is in the way.
+func TestMadeBehindCommit(t *testing.T) {
+	x, _, _ := warmTester(t)
+	for name, r := range map[string]struct {
+		verb string
+		body any
+	}{
+		"f": {"fork", api.ForkRequest{Names: []string{"f"}}}, "c": {"clone", api.CloneMachineRequest{Names: []string{"c"}}},
+	} {
+		from := "of-" + name
+		list, _, e := x.cloneWarm(api.CloneRequest{Names: []string{from}})
+		if e != nil {
+			t.Fatal(e)
+		}
+		// The name by which QEMU has its layer open cannot be kept: that comes behind the commit.
+		block := list[0].Dir + "/.link.new"
+		if err := os.MkdirAll(block+"/x", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if e := second(x.stream("POST", "/v1/machines/"+from+"/"+r.verb, r.body, nil)); e == nil {
+			t.Errorf("%s: no error", r.verb)
+		}
+		if m, now := x.machine(name), x.machine(from); m.State != api.Defined || now.State != api.Login || m.Base == list[0].Base || m.Base != now.Base {
+			t.Errorf("%s: %s over %s; of %s over %s, before %s", r.verb, m.State, m.Base, now.State, now.Base, list[0].Base)
+		}
+		if err := os.RemoveAll(block); err != nil {
+			t.Fatal(err)
+		}
+		x.must(x.stream("POST", "/v1/machines/"+name+"/start", api.StartRequest{}, nil))
+		x.remove(name)
+		x.remove(from)
+	}
+	if list, err := x.d.store.Unsettled(t.Context()); err != nil || len(list) > 0 {
+		t.Errorf("unsettled %q, %v", list, err)
 	}
 }

@@ -351,3 +351,97 @@ func TestStreamKilled(t *testing.T) {
 		t.Errorf("%+v, %v", m, err)
 	}
 }
+
+// TestStreamRefuses: while a QEMU copies what lies below into a machine's disk, nothing
+// else is made of that disk.
+func TestStreamRefuses(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, home.At(filepath.Join(dir, "h")))
+	tm := importImage(t, s, writeImage(t, filepath.Join(dir, "i"), "x"), "one")
+	importImage(t, s, writeImage(t, filepath.Join(dir, "j"), "y"), "two")
+	made, err := s.CreateMachines(t.Context(), tm, newMachines("m"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := made[0].ID
+	if err := errors.Join(s.BeginStream(t.Context(), id), s.BeginStream(t.Context(), id)); err != nil {
+		t.Fatal(err)
+	}
+	before := contents(t, s)["m"]
+	for what, f := range map[string]func() error{
+		"freeze":   func() error { _, err := s.BeginFreeze(t.Context(), id, nil, nil); return err },
+		"flatten":  func() error { _, err := s.Flatten(t.Context(), id, nil); return err },
+		"rebase":   func() error { _, err := s.Rebase(t.Context(), id, "two", nil); return err },
+		"commit":   func() error { _, _, err := s.CommitMachine(t.Context(), id, "", false); return err },
+		"clone":    func() error { _, _, err := s.CloneMachine(t.Context(), id, newMachines("c"), nil); return err },
+		"restack":  func() error { _, err := s.Restack(t.Context(), id, ""); return err },
+		"scratch":  func() error { _, _, err := s.Scratch(t.Context(), id); return err },
+		"template": func() error { _, err := s.TemplateFromMachine(t.Context(), FromMachine{Machine: id}, nil); return err },
+	} {
+		if err := f(); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "flattened") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if m, err := s.EndStream(t.Context(), id, false); err != nil || m.Streaming() || contents(t, s)["m"] != before {
+		t.Errorf("%+v, %v", m, err)
+	}
+	requireWhole(t, s)
+}
+
+// TestRecoveryKeepsLinks: a change that was done is finished at the next start, also where
+// the machine runs; the names by which its QEMU opens its layers stay until that is gone.
+func TestRecoveryKeepsLinks(t *testing.T) {
+	dir := t.TempDir()
+	h := home.At(filepath.Join(dir, "h"))
+	s, err := Open(t.Context(), h, Options{Images: plainImages{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tm := importImage(t, s, writeImage(t, filepath.Join(dir, "i"), "x"), "one")
+	made, err := s.CreateMachines(t.Context(), tm, newMachines("m"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.BeginFreeze(t.Context(), made[0].ID, newMachines("c"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := filepath.Join(s.Dir(made[0].ID), home.RunFile)
+	if err := errors.Join(os.WriteFile(f.RAM, []byte("ram"), 0o600), os.WriteFile(runs, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.CommitFreeze(t.Context(), made[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := s.Unsettled(t.Context()); err != nil || len(list) != 1 {
+		t.Fatalf("the daemon dies before the copies have the memory: %q, %v", list, err)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = Open(t.Context(), h, Options{Images: plainImages{}}); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := s.Unsettled(t.Context()); err != nil || len(list) != 0 {
+			t.Errorf("not finished: %q, %v", list, err)
+		}
+		if to, err := filepath.EvalSymlinks(f.Disk); err != nil || to != h.LayerDisk(f.Layer) {
+			t.Errorf("what QEMU has open leads to %q, %v", to, err)
+		}
+	}
+	defer func() { _ = s.Close() }()
+	if len(machineNames(t, s)) != 2 {
+		t.Errorf("machines %q", machineNames(t, s))
+	}
+	if err := os.Remove(runs); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.SettleFreeze(t.Context(), made[0].ID, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(f.Disk); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its QEMU is gone: %v", err)
+	}
+	requireWhole(t, s)
+}

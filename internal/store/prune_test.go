@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -121,4 +122,67 @@ func TestPrune(t *testing.T) {
 	if after, err := s.Usage(ctx); err != nil || after.Machines >= before.Machines || after.Templates != before.Templates {
 		t.Errorf("%+v, %v", after, err)
 	}
+}
+
+// TestPruneSteps: each step of a prune takes what it was planned for, and not that if it
+// is needed by then.
+func TestPruneSteps(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, home.At(filepath.Join(dir, "h")))
+	ctx := t.Context()
+	var list []api.Template
+	for _, name := range []string{"a", "b", "needed"} {
+		list = append(list, importImage(t, s, writeImage(t, filepath.Join(dir, name), name), name))
+	}
+	if _, err := s.CreateMachines(ctx, list[2], newMachines("m"), nil); err != nil {
+		t.Fatal(err)
+	}
+	// Layers that come and go with what lies over them.
+	if _, err := s.db.Exec(`DELETE FROM template_names; DELETE FROM sources; UPDATE templates SET kind = 'frozen'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.dropIfUnneeded(ctx, list[0].Digest), s.dropIfUnneeded(ctx, list[0].Digest)); err != nil {
+		t.Error(err)
+	}
+	if err := s.dropIfUnneeded(ctx, list[2].Digest); !errors.Is(err, ErrInUse) {
+		t.Errorf("what a machine lies over: %v", err)
+	}
+	for i, want := range []bool{false, true, true} {
+		_, err := os.Lstat(s.home.TemplateDisk(list[i].Digest))
+		if there := err == nil; there != want || (s.Intact(ctx, list[i].Digest) == nil) != want {
+			t.Errorf("layer %d: %v", i, err)
+		}
+	}
+}
+
+// TestPruneSparesUnits: a unit is pruned for its own damage only, not as its template, which
+// can be put back, is damaged, and nothing is where it cannot be looked at.
+func TestPruneSparesUnits(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, home.At(filepath.Join(dir, "h")))
+	tm := importImage(t, s, writeImage(t, filepath.Join(dir, "i"), "x"), "two")
+	u, err := makeUnit(t.Context(), s, "two")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := s.home.TemplateDisk(tm.Digest)
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.IntactUnit(t.Context(), u.ID); !errors.Is(err, ErrChanged) {
+		t.Fatal(err)
+	}
+	if got, err := s.Prune(t.Context(), api.PruneRequest{Templates: true}, PruneOptions{}); err != nil || len(got.Items) > 0 {
+		t.Errorf("%q, %v", pruned(got), err)
+	}
+	if err := errors.Join(os.Rename(path+".away", path), s.Verify(t.Context(), tm.Digest, nil), s.IntactUnit(t.Context(), u.ID)); err != nil {
+		t.Error(err)
+	}
+	if err := os.Truncate(u.RAM, 1); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Prune(t.Context(), api.PruneRequest{}, PruneOptions{}); err != nil || !slices.Contains(pruned(got), "warm unit true") {
+		t.Errorf("%q, %v", pruned(got), err)
+	}
+	requireWhole(t, s)
 }

@@ -725,6 +725,13 @@ func TestVersions(t *testing.T) {
 	if two := hostCPU([]byte("processor: 0\nvendor_id: A\nmodel name: M\nflags: a b c\n\n")); one == two || !strings.HasPrefix(one, "M (") {
 		t.Errorf("%s, %s", one, two)
 	}
+	// What KVM makes of any CPU, one with a name too, depends on the host's.
+	spec := vm.Spec{Name: "m", CPU: "qemu64"}.WithDefaults()
+	kvm, err := frozenCPU(spec, vm.AccelKVM)
+	tcg, err2 := frozenCPU(spec, vm.AccelTCG)
+	if err := errors.Join(err, err2); err != nil || !strings.HasPrefix(kvm, "qemu64") || !strings.Contains(kvm, " of ") || strings.Contains(tcg, " of ") {
+		t.Errorf("%s, %s, %v", kvm, tcg, err)
+	}
 }
 
 // TestChannelSocket: a channel takes a client as soon as the machine is there.
