@@ -422,7 +422,11 @@ func TestColdDespiteDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	var m api.Machine
-	x.must(x.stream("POST", "/v1/machines/a/start", api.StartRequest{Warm: api.WarmNever}, &m))
+	for _, e := range x.must(x.stream("POST", "/v1/machines/a/start", api.StartRequest{Warm: api.WarmNever}, &m)) {
+		if e.Warning != "" {
+			t.Errorf("of what was asked for: %s", e.Warning)
+		}
+	}
 	if m.State != api.Login || m.Base != u.Digest || m.Warmth != nil {
 		t.Errorf("%+v", m)
 	}
