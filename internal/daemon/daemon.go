@@ -321,6 +321,7 @@ func (d *Daemon) loadMachines(ctx context.Context) error {
 			defer func() { <-slots }()
 			if err := m.adopt(ctx); err != nil {
 				d.log.Warn("machine not taken over", "machine", rec.Name, "error", err)
+				d.background(m.adoptLater)
 				return
 			}
 			if m.running() == nil && (slices.Contains(unsettled, rec.ID) || rec.Linked()) { // it has ended unseen

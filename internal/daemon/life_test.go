@@ -148,6 +148,52 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// TestUnreachableForNow: a process that could not be reached when the daemon came is
+// taken over when it answers, and found to be gone when it is, without a request.
+func TestUnreachableForNow(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		driver := &fakeDriver{}
+		x := serve(t, Options{Driver: driver, Images: realImages{}})
+		m := x.run("m")
+		var answers atomic.Bool
+		x.stop()
+		x.opts.Driver = reachableLater{driver, &answers}
+		x.start()
+		if _, err := x.d.store.BeginFreeze(t.Context(), m.ID, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if m := x.machine("m"); m.State != api.Running || m.Run != nil {
+			t.Errorf("%s, %+v", m.State, m.Run)
+		}
+		want := api.Login
+		if ends {
+			want = api.Stopped
+			if err := driver.machine(t, m.Dir).Kill(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		answers.Store(true)
+		x.until("it is found", func() bool { return x.machine("m").State == want })
+		x.until("the change of its disk is settled", func() bool {
+			list, err := x.d.store.Unsettled(t.Context())
+			return err == nil && len(list) == 0
+		})
+	}
+}
+
+// reachableLater cannot take over before answers is set.
+type reachableLater struct {
+	*fakeDriver
+	answers *atomic.Bool
+}
+
+func (d reachableLater) Adopt(ctx context.Context, dir string) (vm.Machine, error) {
+	if !d.answers.Load() {
+		return nil, errFake
+	}
+	return d.fakeDriver.Adopt(ctx, dir)
+}
+
 // TestUnreachableKilled: by force it is stopped, and removed, without an answer.
 func TestUnreachableKilled(t *testing.T) {
 	driver := &fakeDriver{}

@@ -317,6 +317,35 @@ func (m *machine) adopt(ctx context.Context) error {
 	return nil
 }
 
+// adoptLater tries again, ever more rarely, to take over a process that could not be
+// reached: it may answer by then, or be gone, and nobody else would see that before
+// the next request.
+func (m *machine) adoptLater(ctx context.Context) {
+	for wait := 250 * time.Millisecond; ; wait = min(2*wait, time.Minute) {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		end, err := m.begin(ctx)
+		if err != nil {
+			return // it is removed, or the daemon ends
+		}
+		err = nil
+		if m.running() == nil && m.mayRun() {
+			err = m.adopt(ctx)
+		}
+		if err == nil && m.running() == nil {
+			err = m.settle(ctx, nil, vm.Spec{})
+		}
+		end()
+		if err == nil {
+			return
+		}
+		m.d.log.Debug("machine not taken over", "machine", m.name, "error", err)
+	}
+}
+
 // endedUnseen records the end of a machine that is meant to run and does not;
 // notRunning may tell how it came.
 func (m *machine) endedUnseen(notRunning error) error {

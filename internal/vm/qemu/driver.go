@@ -9,13 +9,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lamina-vm/lamina/internal/home"
+	"github.com/lamina-vm/lamina/internal/qmp"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -313,6 +318,18 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 		return nil, err
 	}
 	defer unlock()
+	m, err := d.takeOver(ctx, dir)
+	if errors.Is(err, errDied) {
+		m, err = d.takeOver(ctx, dir) // finds what it has left
+	}
+	return m, err
+}
+
+// errDied: a process ended while it was being taken over.
+var errDied = errors.New("it has just ended")
+
+// takeOver is adopt for whoever holds the folder's lock.
+func (d *Driver) takeOver(ctx context.Context, dir string) (*machine, error) {
 	unseen := endedUnseen(dir) // before what tells of it is cleaned up
 	p, r, err := findRunning(ctx, dir)
 	if err != nil {
@@ -326,10 +343,11 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	}
 	m, err := attach(ctx, p, r, dir)
 	if err != nil {
-		err = fmt.Errorf("QEMU process %d does not answer: %w", p.PID, err)
+		err = fmt.Errorf("QEMU process %d does not answer: %w", p.PID, p.orDied(ctx, err))
 		return nil, errors.Join(err, p.letGo())
 	}
 	if err := errors.Join(m.resumeStart(ctx), m.recoverFreeze(ctx)); err != nil {
+		err = p.orDied(ctx, err)
 		return nil, errors.Join(err, m.Release())
 	}
 	if r.Info.Accel == vm.AccelKVM {
@@ -338,6 +356,28 @@ func (d *Driver) adopt(ctx context.Context, dir string) (*machine, error) {
 	m.spacePause, m.ports = d.spacePause, &d.ports
 	go m.supervise()
 	return m, nil
+}
+
+// dyingTime is how long a process whose monitor is closed may take to be gone: it writes
+// nothing any more, and gives back its memory.
+const dyingTime = 5 * time.Second
+
+// orDied returns err, and [errDied] where the process has closed its monitor because
+// it ends: a killed one does that some milliseconds before it is gone.
+func (p *process) orDied(ctx context.Context, err error) error {
+	closed := slices.ContainsFunc([]error{qmp.ErrClosed, io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.ECONNREFUSED, unix.EPIPE}, func(e error) bool {
+		return errors.Is(err, e)
+	})
+	if !closed {
+		return err
+	}
+	select {
+	case <-p.done:
+		return errors.Join(err, errDied)
+	case <-time.After(dyingTime):
+	case <-ctx.Done():
+	}
+	return err
 }
 
 // KillIn implements [vm.Killer].

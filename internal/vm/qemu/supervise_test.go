@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
 	"github.com/lamina-vm/lamina/internal/vm/vmtest"
 )
@@ -123,6 +127,43 @@ func TestStuckOrphan(t *testing.T) {
 	if err := d.KillIn(t.Context(), dir); !errors.Is(err, vm.ErrNotRunning) {
 		t.Errorf("again: %v", err)
 	}
+}
+
+// TestDyingOrphan: a process that is being killed has closed its monitor and is not gone
+// yet. It has ended: it is not one that may go on and cannot be reached.
+func TestDyingOrphan(t *testing.T) {
+	d, dir := New(Options{}), t.TempDir()
+	m := vmtest.Start(t, d, vmtest.Spec(t), dir)
+	pid := m.Info().PID
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Release(); err != nil {
+		t.Error(err)
+	}
+	// A monitor that takes a connection and closes it: QEMU's, as its end leaves it.
+	socket := filepath.Join(dir, home.QMPSocket)
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }() // only a test's
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_ = c.Close()
+		time.Sleep(100 * time.Millisecond)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}()
+	if _, err := d.Adopt(t.Context(), dir); !errors.Is(err, vm.ErrNotRunning) {
+		t.Errorf("adopt: %v", err)
+	}
+	vmtest.RequireNoLeftovers(t, dir)
 }
 
 // TestStopped: a guest that a person stopped through the monitor is paused, not
