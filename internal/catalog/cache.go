@@ -67,20 +67,23 @@ type partState struct {
 // busy is called once if it must wait.
 func (f *Fetcher) open(ctx context.Context, src source, busy func()) (*slot, error) {
 	dir := filepath.Join(f.Dir, src.folder())
-	// Its owner's alone: an image may have been fetched with a password.
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("image cache: %w", err)
-	}
 	s := &slot{dir: dir, name: slotImage(src.fileName())}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	lock, err := s.openLock()
 	if err != nil {
 		return nil, fmt.Errorf("image cache: %w", err)
 	}
 	for first := true; ; first = false {
 		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
-			s.lock = lock
-			return s, nil
+			if s.lock = lock; s.locked() {
+				return s, nil
+			}
+			// Who had it has removed the folder, as nothing was in it.
+			_ = lock.Close()
+			if lock, err = s.openLock(); err != nil {
+				return nil, fmt.Errorf("image cache: %w", err)
+			}
+			continue
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
 			_ = lock.Close()
@@ -98,7 +101,39 @@ func (f *Fetcher) open(ctx context.Context, src source, busy func()) (*slot, err
 	}
 }
 
-func (s *slot) close() { _ = s.lock.Close() } // lets go of the lock
+// openLock opens the file of the folder's lock, and makes both if need be.
+func (s *slot) openLock() (*os.File, error) {
+	for try := 1; ; try++ {
+		// Its owner's alone: an image may have been fetched with a password.
+		if err := os.MkdirAll(s.dir, 0o700); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) || try == 100 { // removed in between: see close
+			return f, err
+		}
+	}
+}
+
+// locked says whether the lock that is held is still the folder's.
+func (s *slot) locked() bool {
+	mine, err := s.lock.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(s.lock.Name())
+	return err == nil && os.SameFile(mine, now)
+}
+
+// close lets go of the lock. A folder in which nothing is goes with it.
+func (s *slot) close() {
+	if list, err := os.ReadDir(s.dir); err == nil && len(list) == 1 && list[0].Name() == "lock" {
+		if os.Remove(s.lock.Name()) == nil {
+			_ = os.Remove(s.dir) // somebody may have made the lock anew
+		}
+	}
+	_ = s.lock.Close()
+}
 
 // cached returns what the slot holds, nil if that is nothing whole.
 func (s *slot) cached() *meta {

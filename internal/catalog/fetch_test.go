@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -446,15 +447,40 @@ func TestRefused(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Fatalf("%v, want %q in it", err, tc.want)
 			}
-			for _, name := range files(t, f) {
-				if name == imageName || name == "meta.json" {
-					t.Errorf("%s is kept", name)
-				}
+			if list, err := os.ReadDir(f.Dir); err != nil || len(list) > 0 {
+				t.Errorf("left: %v, %v, %v", list, files(t, f), err)
 			}
 		})
 	}
 	if _, err := p.fetcher(t).Fetch(t.Context(), u, Options{Checksum: "md5:1"}, nil); err == nil {
 		t.Error("an MD5 was taken")
+	}
+}
+
+// TestNothingLeftAtOnce: whoever finds nothing removes the folder that others wait for.
+func TestNothingLeftAtOnce(t *testing.T) {
+	p := newPublisher(t, 100_000)
+	u := p.URL + "/" + imageName
+	f := p.fetcher(t)
+	p.set(func() { p.status = slices.Repeat([]int{404}, 6) })
+	var group sync.WaitGroup
+	var found atomic.Int32
+	for range 12 {
+		group.Go(func() {
+			switch res, err := f.Fetch(t.Context(), u, Options{}, nil); {
+			case err == nil:
+				found.Add(1)
+				if b, err := os.ReadFile(res.Path); err != nil || !bytes.Equal(b, p.image) {
+					t.Errorf("%d bytes, %v", len(b), err)
+				}
+			case !strings.Contains(err.Error(), "404"):
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if found.Load() != 6 {
+		t.Errorf("%d of 12 found the image, 6 were told that there is none", found.Load())
 	}
 }
 

@@ -162,7 +162,10 @@ func (s *slot) tryLock() (*os.File, error) {
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if err == nil {
-		return f, nil
+		if (&slot{dir: s.dir, lock: f}).locked() {
+			return f, nil
+		}
+		err = syscall.EWOULDBLOCK // the folder went, and may be another's by now
 	}
 	_ = f.Close()
 	if errors.Is(err, syscall.EWOULDBLOCK) {

@@ -192,7 +192,7 @@ func (f *Fetcher) download(ctx context.Context, src source, s *slot, want sum, m
 			report: func(done, total int64) { r.progress("download", done, total) },
 		}
 		if err := t.run(ctx); err != nil {
-			if errors.Is(err, errWebPage) {
+			if errors.Is(err, errWebPage) || t.size == 0 { // nothing of it is worth keeping
 				err = errors.Join(err, s.dropPart())
 			}
 			return meta{}, wrapDownload(err)
