@@ -221,10 +221,22 @@ func insertMachines(ctx context.Context, tx *sql.Tx, machines []Machine) error {
 		}
 	}
 	if len(clash) > 0 {
-		return fmt.Errorf("machine %s %w: choose another name or remove it", listed(clash), ErrExists)
+		return clashError(clash)
 	}
 	return nil
 }
+
+// clashError is the ErrExists of names of machines.
+type clashError []string
+
+func (e clashError) Error() string {
+	if len(e) == 1 {
+		return fmt.Sprintf("machine %s %v: choose another name or remove it", e[0], ErrExists)
+	}
+	return fmt.Sprintf("machines %s exist already: choose other names or remove them", listed(e))
+}
+
+func (e clashError) Unwrap() error { return ErrExists }
 
 // makeMachines makes the files of reserved machines, several at a time, brings
 // them to stable storage, and commits the rows as ready.

@@ -50,7 +50,7 @@ func TestMachines(t *testing.T) {
 	requireWhole(t, s)
 
 	// All or none: one name is taken, or one file cannot be made.
-	if _, err := s.CreateMachines(ctx, tm, newMachines("d", "a", "c"), nil); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), "a, c") {
+	if _, err := s.CreateMachines(ctx, tm, newMachines("d", "a", "c"), nil); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), "machines a, c exist already: choose other names") {
 		t.Errorf("taken names: %v", err)
 	}
 	bad := newMachines("d", "e", "f")
