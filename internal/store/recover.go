@@ -58,7 +58,7 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.endInstalls(ctx); err != nil {
 		return err
 	}
-	for _, clean := range []func(context.Context) error{s.dropUnneeded, s.sweepTemporary, s.sweepScratch} {
+	for _, clean := range []func(context.Context) error{s.dropUnneeded, s.sweepTemporary, s.sweepScratch, s.sweepUnfinished} {
 		if err := clean(ctx); err != nil {
 			s.log.Error("not everything is cleaned up yet", "error", err)
 		}
@@ -168,6 +168,38 @@ func (s *Store) sweepScratch(ctx context.Context) error {
 		}
 		s.step("sweep scratch")
 		errs = append(errs, s.RemoveScratch(ctx, e.Name()))
+	}
+	return errors.Join(errs...)
+}
+
+// unfinishedPattern is what files of a machine's folder are called, which are written
+// beside their names by the store, the daemon and the driver, until they are whole.
+var unfinishedPattern = regexp.MustCompile(`^(\.link\.new|(` + home.SeedFile + `|` + home.KnownHosts + `|` + home.SSHUserFile + `)\.new|\.nvram-[0-9]+)$`)
+
+// sweepUnfinished removes what a process that was killed has left of those in the
+// folders of machines. Only their writers, of which none lives yet, take such names.
+func (s *Store) sweepUnfinished(context.Context) error {
+	folders, err := os.ReadDir(s.home.Machines())
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	var errs []error
+	for _, f := range folders {
+		if !f.IsDir() || !machineIDPattern.MatchString(f.Name()) {
+			continue
+		}
+		dir := s.home.Machine(f.Name())
+		entries, err := os.ReadDir(dir)
+		errs = append(errs, err)
+		for _, e := range entries {
+			if !unfinishedPattern.MatchString(e.Name()) || !e.Type().IsRegular() && e.Type() != os.ModeSymlink {
+				continue
+			}
+			s.step("sweep " + e.Name())
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("store: %w", err))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -14,7 +14,9 @@ import (
 
 // frozenFiles are the files of a frozen machine while they are written. They have
 // no name until they are complete, so that a process that dies leaves nothing;
-// but where the file system has no such files.
+// but where the file system has no such files (NFS, FUSE, old overlays). Such a leftover
+// lies at a name that is the store's to remove: in the folder of a unit that is not
+// committed, or in that of a machine whose disk is on record as just being frozen.
 type frozenFiles struct {
 	ram, state *os.File
 	paths      [2]string
@@ -39,15 +41,20 @@ func createNameless(path string) (f *os.File, named bool, err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return nil, false, &os.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
-	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	fd, err := openNameless(filepath.Dir(path))
 	switch {
 	case err == nil:
 		return os.NewFile(uintptr(fd), path), false, nil
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return f, true, err
 	}
 	return nil, false, &os.PathError{Op: "create", Path: path, Err: err}
+}
+
+// openNameless opens a file without a name; another one in tests.
+var openNameless = func(dir string) (int, error) {
+	return unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 }
 
 // sync makes what is in the files survive a power loss.
