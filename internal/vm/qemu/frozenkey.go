@@ -214,15 +214,15 @@ func (d *Driver) FrozenKey(ctx context.Context, spec vm.Spec) (vm.FrozenKey, err
 	}
 	accel := spec.Accel
 	if accel == vm.AccelAuto {
-		if accel, err = d.likelyAccel(binary, spec); err != nil {
+		if accel, err = d.likelyAccel(binary, spec, d.kvm.likely); err != nil {
 			return vm.FrozenKey{}, err
 		}
 	}
 	return d.keyWith(ctx, spec, binary, accel)
 }
 
-// likelyAccel is what a machine would be started with, as far as is known.
-func (d *Driver) likelyAccel(binary string, spec vm.Spec) (vm.Accel, error) {
+// likelyAccel is what a machine would be started with, as far as is known by recall.
+func (d *Driver) likelyAccel(binary string, spec vm.Spec, recall func(host, cpu string) (kvmVerdict, bool)) (vm.Accel, error) {
 	if openKVM(d.kvmDevice) != nil {
 		return vm.AccelTCG, nil
 	}
@@ -230,7 +230,7 @@ func (d *Driver) likelyAccel(binary string, spec vm.Spec) (vm.Accel, error) {
 	if err != nil {
 		return "", err
 	}
-	if v, known := d.kvm.recall(host, cpuKey(spec)); known && !v.Works {
+	if v, known := recall(host, cpuKey(spec)); known && !v.Works {
 		return vm.AccelTCG, nil
 	}
 	return vm.AccelKVM, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +29,10 @@ type kvmVerdict struct {
 type kvmVerdicts struct {
 	Host string                `json:"host"` // boot id, kernel, QEMU binary
 	CPUs map[string]kvmVerdict `json:"cpus"`
+	// Earlier are those of the boots before, of the same processor, kernel and QEMU:
+	// what is likely, until a start has found out.
+	Processor string                `json:"processor,omitempty"`
+	Earlier   map[string]kvmVerdict `json:"earlier,omitempty"`
 }
 
 // kvmMemory keeps the verdicts, so that only the first start on a host pays
@@ -74,15 +79,55 @@ func (m *kvmMemory) load(host string) {
 	m.verdicts = kvmVerdicts{}
 	if m.path != "" {
 		b, err := os.ReadFile(m.path)
-		if err != nil || json.Unmarshal(b, &m.verdicts) != nil || m.verdicts.Host != host {
+		if err != nil || json.Unmarshal(b, &m.verdicts) != nil {
 			m.verdicts = kvmVerdicts{}
 		}
 	}
-	m.verdicts.Host = host
+	if m.verdicts.Host != host {
+		m.verdicts = m.verdicts.afterBoot(host, processor())
+	}
+	if m.verdicts.Processor == "" { // of an earlier version
+		m.verdicts.Processor = processor()
+	}
 	if m.verdicts.CPUs == nil {
 		m.verdicts.CPUs = map[string]kvmVerdict{}
 	}
 }
+
+// afterBoot is what is left of the verdicts on a host that was booted anew.
+func (v kvmVerdicts) afterBoot(host, processor string) kvmVerdicts {
+	now := kvmVerdicts{Host: host, Processor: processor}
+	_, was, _ := strings.Cut(v.Host, " ")
+	if _, is, _ := strings.Cut(host, " "); is == was && v.Processor == processor {
+		now.Earlier = map[string]kvmVerdict{}
+		maps.Copy(now.Earlier, v.Earlier)
+		maps.Copy(now.Earlier, v.CPUs)
+	}
+	return now
+}
+
+// likely is recall, or what was found before the host was booted anew, where nothing
+// else has changed: no reason to leave KVM untried, but the better guess of what a start
+// will come to.
+func (m *kvmMemory) likely(host, cpu string) (v kvmVerdict, known bool) {
+	if v, known = m.recall(host, cpu); known {
+		return v, true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v, known = m.verdicts.Earlier[cpu]
+	return v, known
+}
+
+// processor names the host's processor, as far as KVM depends on it; "" if it cannot be
+// told.
+var processor = sync.OnceValue(func() string {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	return hostCPU(b)
+})
 
 // learn keeps a verdict. An error means that other processes will not know it
 // and find out again.

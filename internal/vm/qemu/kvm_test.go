@@ -216,6 +216,88 @@ func TestKVMMemory(t *testing.T) {
 	}
 }
 
+// TestKVMMemoryAfterBoot: what was found before the host was booted is what is likely,
+// while nothing else has changed.
+func TestKVMMemoryAfterBoot(t *testing.T) {
+	dir := t.TempDir()
+	bad := kvmVerdict{Reason: "no"}
+	if err := newKVMMemory(dir).learn("boot1 6.1 qemu", "", bad); err != nil {
+		t.Fatal(err)
+	}
+	for _, boot := range []string{"boot2", "boot3"} { // nothing of it is tried in the second
+		m := newKVMMemory(dir)
+		if _, known := m.recall(boot+" 6.1 qemu", ""); known {
+			t.Errorf("%s: KVM is not tried", boot)
+		}
+		if v, known := m.likely(boot+" 6.1 qemu", ""); !known || v != bad {
+			t.Errorf("%s: likely %+v, %v", boot, v, known)
+		}
+		if err := m.learn(boot+" 6.1 qemu", "Nehalem", bad); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v, known := newKVMMemory(dir).likely("boot4 6.2 qemu", ""); known {
+		t.Errorf("another kernel: %+v", v)
+	}
+	m := newKVMMemory(dir)
+	if err := m.learn("boot4 6.1 qemu", "", kvmVerdict{Works: true}); err != nil {
+		t.Fatal(err)
+	}
+	if v, known := m.likely("boot4 6.1 qemu", ""); !known || !v.Works {
+		t.Errorf("it works by now: %+v, %v", v, known)
+	}
+	v := m.verdicts
+	v.Processor = "another"
+	if e := v.afterBoot("boot5 6.1 qemu", processor()).Earlier; len(e) > 0 || processor() == "" {
+		t.Errorf("another processor: %v", e)
+	}
+}
+
+// TestKeyAfterBoot: the key of a machine that leaves the choice to the driver is that of
+// TCG right after a boot of a host whose KVM was found not to run guests; a start tries KVM all the
+// same, and a machine that was frozen under KVM is not refused.
+func TestKeyAfterBoot(t *testing.T) {
+	cache := t.TempDir()
+	d := fakeDriver(t, "good", cache)
+	spec := autoSpec(t)
+	binary, err := d.binaryOf(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accel := func(recall func(host, cpu string) (kvmVerdict, bool)) vm.Accel {
+		t.Helper()
+		a, err := d.likelyAccel(binary, spec, recall)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	if a := accel(d.kvm.likely); a != vm.AccelKVM {
+		t.Errorf("nothing known: %s", a)
+	}
+	host, err := hostKey(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(host, " ")
+	if err := newKVMMemory(cache).learn("boot0 "+rest, cpuKey(spec), kvmVerdict{Reason: "no"}); err != nil {
+		t.Fatal(err)
+	}
+	d = fakeDriver(t, "good", cache)
+	if a := accel(d.kvm.likely); a != vm.AccelTCG {
+		t.Errorf("after a boot: %s", a)
+	}
+	if a := accel(d.kvm.recall); a != vm.AccelKVM {
+		t.Errorf("of a machine that was frozen under KVM: %s", a)
+	}
+	if m := vmtest.Start(t, d, spec, t.TempDir()); m.Info().Accel != vm.AccelKVM {
+		t.Errorf("a start did not try KVM: %+v", m.Info())
+	}
+	if a := accel(d.kvm.likely); a != vm.AccelKVM {
+		t.Errorf("KVM works by now: %s", a)
+	}
+}
+
 func readFile(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)

@@ -88,7 +88,8 @@ func (d *Driver) sameHost(ctx context.Context, spec vm.Spec, binary string, key 
 	switch key.Accel {
 	case vm.AccelTCG:
 	case vm.AccelKVM:
-		if accel, err := d.likelyAccel(binary, spec); err != nil {
+		// What was found before the last boot is no reason to refuse it.
+		if accel, err := d.likelyAccel(binary, spec, d.kvm.recall); err != nil {
 			return err
 		} else if accel != vm.AccelKVM {
 			return other("accelerator kvm, which does not run it here")
