@@ -245,6 +245,8 @@ func TestTamperedDisk(t *testing.T) {
 		{name: "its base as raw", change: rebase("-b", "../../layers/disks/"+v2+".qcow2", "-F", "raw"), says: "read as \"raw\", which is qcow2"},
 		{name: "over nothing", change: rebase("-b", ""), says: "names no backing file, and lay over v2"},
 		{name: "its base by another name", change: rebase("-b", x.home.LayerDisk(v2), "-F", "qcow2")},
+		{name: "a pipe", change: func(p string) error { return errors.Join(os.Remove(p), unix.Mkfifo(p, 0o600)) }, says: "put it back as it was"},
+		{name: "a folder", change: func(p string) error { return errors.Join(os.Remove(p), os.Mkdir(p, 0o700)) }, says: "put it back as it was"},
 		{name: "gone", change: os.Remove, says: "no such file"},
 		{name: "zero length", change: func(p string) error { return os.Truncate(p, 0) }, says: "put it back as it was"},
 		{name: "no image", change: func(p string) error { return os.WriteFile(p, []byte("text"), 0o600) }, says: "put it back as it was"},
@@ -282,10 +284,8 @@ func TestTamperedDisk(t *testing.T) {
 				switch {
 				case c.says == "" && e != nil:
 					t.Errorf("%s: %v", what, e)
-				case c.says != "" && what == "start":
-					x.says(what, e, "machine m: its disk was changed", path, c.says)
 				case c.says != "":
-					x.says(what, e, path)
+					x.says(what, e, "machine m: its disk was changed", path, c.says)
 				}
 			}
 			if c.says == "" {
@@ -294,7 +294,7 @@ func TestTamperedDisk(t *testing.T) {
 			if _, after := d.count(); after != before {
 				t.Errorf("%d processes were started", after-before)
 			}
-			if err := os.WriteFile(path, good, 0o600); err != nil {
+			if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, good, 0o600)); err != nil {
 				t.Fatal(err)
 			}
 			x.must(x.stream("POST", "/v1/machines/m/start", api.StartRequest{}, nil))

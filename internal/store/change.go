@@ -255,7 +255,8 @@ const lockWrite = 101
 
 // writtenByOther reports whether another process has an image open to write to it.
 func writtenByOther(path string) (bool, error) {
-	f, err := os.Open(path)
+	// A pipe that somebody has put there is not waited for.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return false, err
 	}

@@ -110,10 +110,10 @@ func (s *Store) stopped(ctx context.Context, id string) (Machine, error) {
 	if err != nil {
 		return m, err
 	}
-	if err := s.notWritten(m); err != nil {
+	if err := s.IntactDisk(ctx, m); err != nil {
 		return m, err
 	}
-	return m, s.IntactDisk(ctx, m)
+	return m, s.notWritten(m)
 }
 
 // notWritten refuses a machine whose disk a process has open to write to it.

@@ -42,7 +42,7 @@ func (s *Store) overBase(ctx context.Context, m Machine, d Disk) error {
 		return err
 	}
 	base := list[0]
-	remedy := fmt.Sprintf("`lamina img rebase -u -b %s -F qcow2 %s` puts that back, if nothing was written to it since", backingName(base.key, base.parent), path)
+	remedy := fmt.Sprintf("`lamina img rebase -u -b %s -F qcow2 %s` puts that back where only the name was changed; leave out -u where the image was really rebased", backingName(base.key, base.parent), path)
 	switch {
 	case d.Backing == "":
 		return changed(fmt.Sprintf("names no backing file, and lay over %s", base.name), remedy)

@@ -560,6 +560,13 @@ func TestThawRefused(t *testing.T) {
 		return f.Name()
 	}
 	cut := func(f *os.File) error { return f.Truncate(4096) }
+	pipe := func() string {
+		path := filepath.Join(t.TempDir(), "pipe")
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
 	for name, c := range map[string]struct {
 		want   error
 		text   string
@@ -579,6 +586,8 @@ func TestThawRefused(t *testing.T) {
 		"no state":     {fs.ErrNotExist, "state", func(f *vm.Frozen, _ *vm.Spec) { f.State += "not" }},
 		"cut RAM":      {stream.ErrDamaged, "4096 bytes", func(f *vm.Frozen, _ *vm.Spec) { f.RAM = damaged(f.RAM, cut) }},
 		"cut state":    {stream.ErrDamaged, "cut", func(f *vm.Frozen, _ *vm.Spec) { f.State = damaged(f.State, cut) }},
+		"a pipe: RAM":  {stream.ErrDamaged, "pipe", func(f *vm.Frozen, _ *vm.Spec) { f.RAM = pipe() }},
+		"a pipe":       {stream.ErrDamaged, "pipe", func(f *vm.Frozen, _ *vm.Spec) { f.State = pipe() }},
 		"no disk":      {fs.ErrNotExist, "disk image", func(_ *vm.Frozen, s *vm.Spec) { s.Disks[0].Path += "not" }},
 	} {
 		f, spec, dir := good, thawSpec(t, good, "clone"), t.TempDir()

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lamina-vm/lamina/internal/vm"
 	"github.com/lamina-vm/lamina/internal/vm/qemu/stream"
 )
@@ -115,7 +117,8 @@ func (t *thaw) checkFiles(memory int64) error {
 			return fmt.Errorf("frozen machine: %q is no absolute path", p)
 		}
 	}
-	state, err := os.Open(t.state)
+	// Neither is waited for where somebody has put a pipe in its place.
+	state, err := os.OpenFile(t.state, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("frozen machine's state: %w", err)
 	}
@@ -124,7 +127,7 @@ func (t *thaw) checkFiles(memory int64) error {
 	if t.readOnly {
 		flags = os.O_RDONLY
 	}
-	ram, err := os.OpenFile(t.ram, flags, 0)
+	ram, err := os.OpenFile(t.ram, flags|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrPermission) && !t.readOnly {
 		return fmt.Errorf("frozen machine's RAM: %w: a QEMU before 8.2 opens it for writing, though it does not write: give it that right (chmod u+w, chattr -i)", err)
 	}
