@@ -570,3 +570,30 @@ func TestWritesTo(t *testing.T) {
 		}
 	}
 }
+
+// TestDigestsGoOn: a layer whose file cannot be trusted does not keep others from having
+// their digests recorded, without which no look at them tells anything.
+func TestDigestsGoOn(t *testing.T) {
+	x := layered(t, &fakeDriver{})
+	x.clone("base", "web")
+	x.must(x.stream("POST", "/v1/machines/web/start", api.StartRequest{}, nil))
+	var keys []string
+	undigested := func() []string {
+		list, err := x.d.store.Undigested(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	for i := range 3 {
+		x.must(x.stream("POST", "/v1/machines/web/clone", api.CloneMachineRequest{Names: []string{fmt.Sprintf("c%d", i)}}, nil))
+		keys = append(keys, x.machine("web").Base)
+		x.until("its digest is known", func() bool { return len(undigested()) == 0 })
+	}
+	if err := errors.Join(x.tamper(`UPDATE templates SET sha256 = '' WHERE length(digest) <> 64`), edit(x.home.LayerDisk(keys[0]), true)); err != nil {
+		t.Fatal(err)
+	}
+	x.stop()
+	x.start()
+	x.until("those of the others are known", func() bool { return slices.Equal(undigested(), keys[:1]) })
+}

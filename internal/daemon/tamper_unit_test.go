@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
@@ -170,6 +172,26 @@ func TestTamperedUnitRemedy(t *testing.T) {
 	if _, err := os.Lstat(x.home.Unit(u.ID)); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+// TestRottenUnit: what moves no time a start does not find, but for the pages that a real
+// driver holds against the state's seal: nobody reads all of a machine's memory before it goes
+// on. A look at the content does.
+func TestRottenUnit(t *testing.T) {
+	x, _, _ := warmTester(t)
+	u := x.warm()
+	path := filepath.Join(x.home.Unit(u.ID), home.RAMFile)
+	if err := edit(path, true); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := errors.Join(unix.Stat(path, &st), x.tamper(fmt.Sprintf(`UPDATE units SET files = json_set(files, '$.ram.ctime', %d)`, st.Ctim.Nano()))); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, e := x.cloneWarm(api.CloneRequest{Names: []string{"a"}, Warm: api.WarmMust}); e != nil {
+		t.Error(e)
+	}
+	x.says("verify", second(x.stream("POST", "/v1/templates/t/verify", nil, nil)), path, u.ID, "has SHA-256", "--cold")
 }
 
 // TestWrittenClone: a machine into whose disk somebody has put something is started cold,
