@@ -49,7 +49,7 @@ func (m *machine) clone(ctx context.Context, list []string, req api.CloneMachine
 	if err := checkConfig(c, len(list)); err != nil {
 		return nil, err
 	}
-	if err := m.d.guard.haveRoom("clone " + m.name); err != nil {
+	if err := m.d.guard.haveRoomFor("clone "+m.name, int64(len(list)+1)*emptyLayer); err != nil {
 		return nil, err
 	}
 	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User, Info: asImage(rec.Spec)}, c, req.Start)

@@ -126,7 +126,7 @@ func (d *Daemon) create(ctx context.Context, t api.Template, list []string, c ap
 	if err := checkConfig(c, len(list)); err != nil {
 		return nil, err
 	}
-	if err := d.guard.haveRoom("new machines"); err != nil {
+	if err := d.guard.haveRoomFor("new machines", int64(len(list))*emptyLayer); err != nil {
 		return nil, err
 	}
 	todo, err := d.newMachines(list, t, c, start)

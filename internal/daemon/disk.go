@@ -171,7 +171,7 @@ func (m *machine) flatten(ctx context.Context, s *events) error {
 	if m.known().Digest == "" {
 		return nil
 	}
-	if err := m.d.guard.haveRoom("flatten " + m.name); err != nil {
+	if err := m.roomToFlatten(ctx, r != nil); err != nil {
 		return err
 	}
 	progress := func(done, total int64) {
@@ -193,6 +193,23 @@ func (m *machine) flatten(ctx context.Context, s *events) error {
 	m.setStreaming(true)
 	end()
 	return m.stream(ctx, r, progress)
+}
+
+// roomToFlatten: a new image is written of a disk that nobody writes to; into that of a
+// machine that runs goes what is below it.
+func (m *machine) roomToFlatten(ctx context.Context, running bool) error {
+	rec := m.known()
+	var size int64
+	var err error
+	if running {
+		size, err = m.d.store.SizeOfCopy(ctx, rec.Digest)
+	} else {
+		_, size, err = m.d.store.DiskSizes(ctx, rec)
+	}
+	if err != nil {
+		return fmt.Errorf("flatten %s: %w", m.name, err)
+	}
+	return m.d.guard.haveRoomFor("flatten "+m.name, size)
 }
 
 // stream flattens the disk of a run, or goes on with what an earlier daemon has begun,

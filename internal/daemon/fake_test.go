@@ -358,6 +358,14 @@ func (fakeImages) Describe(_ context.Context, path string) (store.Disk, error) {
 	return store.Disk{Size: 1 << 20, Backing: backing, BackingFormat: "qcow2"}, err
 }
 
+func (fakeImages) Content(_ context.Context, path, format string, untrusted bool) (int64, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
 func (fakeImages) Overlay(ctx context.Context, path, backing string, size int64) error {
 	return os.WriteFile(path, []byte(backing), 0o600)
 }

@@ -39,18 +39,29 @@ func (m *machine) template(ctx context.Context, req api.TemplateFromRequest, s *
 	if err := m.needStopped(r, fmt.Sprintf(", or make a machine of it as it runs: `lamina clone %s NAME`, and the template of that", m.name)); err != nil {
 		return t, err
 	}
-	if err := m.d.guard.haveRoom("a template of " + m.name); err != nil {
+	what := "a template of " + m.name
+	own, whole, err := m.d.store.DiskSizes(ctx, m.known())
+	if err != nil {
+		return t, fmt.Errorf("%s: %w", what, err)
+	}
+	if req.Flatten || m.known().Digest == "" {
+		own = whole
+	}
+	if err := m.d.guard.haveRoomFor(what, own); err != nil {
 		return t, err
 	}
 	from := m.fromMachine(req)
 	if req.Generalise {
+		// What the guest of the copy writes nobody knows before.
+		ctx, stop := m.d.guard.watching(ctx, what, m.dir)
+		defer stop()
 		dir, disk, err := m.d.store.Scratch(ctx, m.id)
 		if err != nil {
 			return t, err
 		}
 		defer func() { err = errors.Join(err, m.d.store.RemoveScratch(context.WithoutCancel(ctx), m.id)) }()
 		if err := m.generalise(ctx, dir, disk, req.Timeout, s); err != nil {
-			return t, fmt.Errorf("generalise %s: %w", m.name, err)
+			return t, shortOf(ctx, fmt.Errorf("generalise %s: %w", m.name, err))
 		}
 		from.Disk = disk
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -30,7 +32,10 @@ type guard struct {
 	// nudge wakes it up: a machine has begun to run, or the bounds have changed.
 	nudge chan struct{}
 
+	systems fileSystems
+
 	mu      sync.Mutex
+	watched map[*watch]bool
 	limits  api.SpaceLimits
 	used    int64     // by the home, as of measured
 	nextUse time.Time // when that is to be measured again
@@ -50,7 +55,49 @@ const (
 
 func newGuard(ctx context.Context, d *Daemon) (*guard, error) {
 	l, err := d.store.Limits(ctx)
-	return &guard{d: d, nudge: make(chan struct{}, 1), limits: l}, err
+	return &guard{d: d, nudge: make(chan struct{}, 1), limits: l, systems: fileSystems{log: d.log, mount: mountOf}}, err
+}
+
+// watch is work of the daemon's own that writes, such as the boot of a template that is
+// warmed.
+type watch struct {
+	what, dir string
+	end       context.CancelCauseFunc
+}
+
+// watching is ctx, which ends with the reason when space is short in dir or the home. stop
+// must be called.
+func (g *guard) watching(ctx context.Context, what, dir string) (watched context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	w := &watch{what: what, dir: dir, end: cancel}
+	g.mu.Lock()
+	if g.watched == nil {
+		g.watched = make(map[*watch]bool)
+	}
+	g.watched[w] = true
+	g.mu.Unlock()
+	g.wake()
+	return ctx, func() {
+		g.mu.Lock()
+		delete(g.watched, w)
+		g.mu.Unlock()
+		cancel(nil)
+	}
+}
+
+// shortOf is the error of work that a watch has ended, err if none has.
+func shortOf(ctx context.Context, err error) error {
+	var e *api.Error
+	if err != nil && errors.As(context.Cause(ctx), &e) && e.Code == api.CodeNoSpace {
+		return e
+	}
+	return err
+}
+
+func (g *guard) watches() []*watch {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Keys(g.watched))
 }
 
 func (g *guard) bounds() api.SpaceLimits {
@@ -120,6 +167,26 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, any bool) {
 	defer group.Wait()
 	slots := make(chan struct{}, guardAtOnce)
 	known := make(map[string]room)
+	sight := func(dir string) room {
+		r, ok := known[dir]
+		if !ok {
+			r = g.room(dir, limits, glancePatience)
+			known[dir] = r
+		}
+		wait = min(wait, r.pace())
+		return r
+	}
+	for _, w := range g.watches() {
+		any = true
+		what, why := quota, quotaWhy
+		if r := sight(w.dir); r.verdict() > what {
+			what, why = r.verdict(), r.why()
+		}
+		if what == short {
+			g.d.log.Warn("ended for lack of space", "what", w.what, "reason", why)
+			w.end(noRoom(w.what, why))
+		}
+	}
 	for _, m := range g.d.list() {
 		r := m.running()
 		if r == nil {
@@ -127,13 +194,12 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, any bool) {
 		}
 		any = true
 		what, why := quota, quotaWhy
-		for _, dir := range diskFolders(r.runningSpec()) {
-			room, ok := known[dir]
-			if !ok {
-				room = g.room(dir, limits)
-				known[dir] = room
-			}
-			wait = min(wait, room.pace())
+		dirs, err := g.diskFolders(r.runningSpec(), glancePatience)
+		if err != nil { // a folder that cannot be looked at changes nothing
+			what = max(what, scarce)
+		}
+		for _, dir := range dirs {
+			room := sight(dir)
 			if v := room.verdict(); v > what {
 				what, why = v, room.why()
 			}
@@ -199,9 +265,22 @@ type room struct {
 	err         error
 }
 
-func (g *guard) room(dir string, l api.SpaceLimits) room {
-	free, total, err := g.statfs(dir)
+func (g *guard) room(dir string, l api.SpaceLimits, patience time.Duration) room {
+	free, total, err := g.space(dir, patience)
 	return room{dir: dir, free: free, least: minFree(l.MinFree, total), err: err}
+}
+
+// space is statfs, within patience.
+func (g *guard) space(dir string, patience time.Duration) (free, total int64, err error) {
+	type answer struct {
+		free, total int64
+		err         error
+	}
+	a := new(answer) // written behind an error too
+	if err := g.systems.ask(dir, patience, func() { a.free, a.total, a.err = g.statfs(dir) }); err != nil {
+		return 0, 0, err
+	}
+	return a.free, a.total, a.err
 }
 
 func (g *guard) statfs(dir string) (free, total int64, err error) {
@@ -247,27 +326,39 @@ func (r room) why() string {
 const spaceRemedy = "`lamina prune` removes what is not needed, `lamina space` shows and sets the bounds"
 
 // diskFolders are the folders of the images that a machine may need space for,
-// each once.
-func diskFolders(s vm.Spec) []string {
+// each once. The error is of images that could not be looked at in time.
+func (g *guard) diskFolders(s vm.Spec, patience time.Duration) ([]string, error) {
 	var out []string
+	var errs []error
 	seen := make(map[string]bool)
 	for _, d := range s.Disks {
-		if d.ReadOnly || d.Device != vm.DeviceDisk || d.Path == "" {
+		dir := filepath.Dir(d.Path)
+		if d.ReadOnly || d.Device != vm.DeviceDisk || d.Path == "" || seen[dir] {
 			continue
 		}
-		st, err := os.Stat(d.Path)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			continue // not a file of this host
-		case err == nil && (!st.Mode().IsRegular() || d.Format == "raw" && allocated(st) >= st.Size()):
-			continue // a block device, or an image that has all its space
+		grows := new(bool) // written behind an error too
+		if err := g.systems.ask(d.Path, patience, func() { *grows = mayGrow(d) }); err != nil {
+			errs = append(errs, err)
+			continue
 		}
-		if dir := filepath.Dir(d.Path); !seen[dir] {
+		if *grows {
 			seen[dir] = true
 			out = append(out, dir)
 		}
 	}
-	return out
+	return out, errors.Join(errs...)
+}
+
+// mayGrow says whether a drive needs space of its folder.
+func mayGrow(d vm.Disk) bool {
+	st, err := os.Stat(d.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false // not a file of this host
+	case err == nil && (!st.Mode().IsRegular() || d.Format == "raw" && allocated(st) >= st.Size()):
+		return false // a block device, or an image that has all its space
+	}
+	return true
 }
 
 // allocated is what a file takes on the host, in bytes.
@@ -350,11 +441,23 @@ func (g *guard) haveRoom(what string, dirs ...string) error {
 		return noRoom(what, why)
 	}
 	for _, dir := range append([]string{g.d.home.Data}, dirs...) {
-		if r := g.room(dir, limits); r.verdict() == short {
+		switch r := g.room(dir, limits, requestPatience); {
+		case errors.Is(r.err, errSilent):
+			return notSeen(what, r.err)
+		case r.verdict() == short:
 			return noRoom(what, r.why())
 		}
 	}
 	return nil
+}
+
+// haveRoomIn is haveRoom with the folders of a machine's disks.
+func (g *guard) haveRoomIn(what string, s vm.Spec) error {
+	dirs, err := g.diskFolders(s, requestPatience)
+	if err != nil {
+		return notSeen(what, err)
+	}
+	return g.haveRoom(what, dirs...)
 }
 
 // haveRoomFor is haveRoom for what may write so many bytes into the home.
@@ -362,11 +465,23 @@ func (g *guard) haveRoomFor(what string, bytes int64) error {
 	if err := g.haveRoom(what); err != nil {
 		return err
 	}
-	r := g.room(g.d.home.Data, g.bounds())
+	limits := g.bounds()
+	r := g.room(g.d.home.Data, limits, requestPatience)
 	if r.err == nil && r.free-bytes < r.least {
 		return noRoom(what, fmt.Sprintf("it may take %s; %s", progress.Bytes(bytes), r.why()))
 	}
+	if limits.Quota == 0 {
+		return nil
+	}
+	if used := g.measured(g.d.ctx); used+bytes > limits.Quota {
+		return noRoom(what, fmt.Sprintf("it may take %s; %s", progress.Bytes(bytes), overQuota(used, limits.Quota)))
+	}
 	return nil
+}
+
+// notSeen refuses what needs a file system that does not answer.
+func notSeen(what string, err error) error {
+	return api.Errorf(api.CodeFailed, "%s: %v", what, err)
 }
 
 func noRoom(what, why string) error {

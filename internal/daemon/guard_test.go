@@ -295,10 +295,10 @@ func TestGuardBlind(t *testing.T) {
 	x.d.guard.wake()
 	x.await("web", api.Login)
 	// A disk of which the folder cannot be looked into is one that may need space.
-	if got := diskFolders(vm.Spec{Disks: []vm.Disk{
+	if got, err := x.d.guard.diskFolders(vm.Spec{Disks: []vm.Disk{
 		{Device: vm.DeviceDisk, Path: filepath.Join(x.image, "disk")}, {Device: vm.DeviceDisk, Path: filepath.Join(m.Dir, "none")},
-	}}); len(got) != 1 || got[0] != x.image {
-		t.Errorf("folders %q", got)
+	}}, time.Minute); err != nil || len(got) != 1 || got[0] != x.image {
+		t.Errorf("folders %q, %v", got, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"cmp"
+	"fmt"
 	"net/http"
 
 	"github.com/lamina-vm/lamina/internal/api"
@@ -80,6 +81,10 @@ func machineStream[T, R any](d *Daemon, do func(m *machine, r *http.Request, req
 	}
 }
 
+// emptyLayer is more than a new layer of a machine takes with all that belongs to it, in
+// bytes.
+const emptyLayer = 64 << 10
+
 func commitMachine(m *machine, r *http.Request, req api.CommitRequest, s *events) (api.Template, error) {
 	if req.Name != "" {
 		if err := names.CheckTemplate(req.Name); err != nil {
@@ -94,7 +99,7 @@ func commitMachine(m *machine, r *http.Request, req api.CommitRequest, s *events
 	if err := m.needStopped(run, ""); err != nil {
 		return api.Template{}, err
 	}
-	if err := m.d.guard.haveRoom("commit " + m.name); err != nil {
+	if err := m.d.guard.haveRoomFor("commit "+m.name, emptyLayer); err != nil {
 		return api.Template{}, err
 	}
 	s.send(api.Event{Step: "commit", Machine: m.name})
@@ -125,7 +130,12 @@ func rebaseMachine(m *machine, r *http.Request, req api.RebaseRequest, s *events
 	if err := m.needStopped(run, ""); err != nil {
 		return api.Machine{}, err
 	}
-	if err := m.d.guard.haveRoom("rebase " + m.name); err != nil {
+	// A copy of its own layer, into which goes what differs: at most all that it shows.
+	own, whole, err := m.d.store.DiskSizes(r.Context(), m.known())
+	if err != nil {
+		return api.Machine{}, fmt.Errorf("rebase %s: %w", m.name, err)
+	}
+	if err := m.d.guard.haveRoomFor("rebase "+m.name, own+whole); err != nil {
 		return api.Machine{}, err
 	}
 	_, err = m.d.store.Rebase(r.Context(), m.id, req.Template, func(done, total int64) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"os"
@@ -207,7 +208,15 @@ func (d *Daemon) repack(ctx context.Context, req api.ImportRequest, s *events) (
 	if req.Format != "" {
 		return api.Template{}, api.Errorf(api.CodeInvalid, "import: %s is a template, whose format is known: leave it out", req.Source)
 	}
-	if err := d.guard.haveRoom("import " + req.Source); err != nil {
+	from, err := d.store.Template(ctx, req.Source)
+	if err != nil {
+		return api.Template{}, err
+	}
+	size, err := d.store.SizeOfCopy(ctx, from.Digest)
+	if err != nil {
+		return api.Template{}, fmt.Errorf("import %s: %w", req.Source, err)
+	}
+	if err := d.guard.haveRoomFor("import "+req.Source, size); err != nil {
 		return api.Template{}, err
 	}
 	t, err := d.store.Repack(ctx, req.Source, store.Import{Name: req.Name, User: req.User, Compress: req.Compress}, func(done, total int64) {
@@ -238,6 +247,12 @@ func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *even
 	if res.Entry != nil {
 		in.Suggest = res.Entry.Name
 		in.User = cmp.Or(in.User, res.Entry.User)
+	}
+	// Where that cannot be told, the import says what is wrong with the image.
+	if size, err := d.store.SizeOfImport(ctx, in); err == nil {
+		if err := d.guard.haveRoomFor("import "+req.Source, size); err != nil {
+			return api.Template{}, err
+		}
 	}
 	t, cached, err := d.store.Import(ctx, in, func(done, total int64) {
 		s.progress(api.Event{Step: "import", Current: done, Total: total})

@@ -49,7 +49,7 @@ func (d *Daemon) space(ctx context.Context) (api.Space, error) {
 	if err != nil {
 		return api.Space{}, err
 	}
-	free, total, err := d.guard.statfs(d.home.Data)
+	free, total, err := d.guard.space(d.home.Data, requestPatience)
 	if err != nil {
 		return api.Space{}, err
 	}

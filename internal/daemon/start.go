@@ -92,7 +92,7 @@ func (m *machine) start(ctx context.Context, o startOptions) (_ *run, err error)
 	if err := m.intact(ctx); err != nil {
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}
-	if err := m.d.guard.haveRoom("start "+m.name, diskFolders(m.known().Spec)...); err != nil {
+	if err := m.d.guard.haveRoomIn("start "+m.name, m.known().Spec); err != nil {
 		return nil, err
 	}
 	before := m.known()

@@ -173,7 +173,10 @@ func (d *Daemon) warm(ctx context.Context, t api.Template, req api.WarmRequest, 
 	}
 	w := &warming{d: d, t: t, name: name, unit: u, req: req, s: s}
 	spec.Disks[0].Path = u.Disk
-	facts, err := w.run(ctx, spec)
+	watched, stop := d.guard.watching(ctx, "warm "+name, u.Dir)
+	facts, err := w.run(watched, spec)
+	err = shortOf(watched, err)
+	stop()
 	if err == nil {
 		s.send(api.Event{Step: "warm", Text: "keeping it"})
 		u, err = d.store.CommitUnit(ctx, u.ID, facts)

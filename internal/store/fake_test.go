@@ -83,6 +83,11 @@ func (plainImages) Empty(ctx context.Context, path string) (bool, error) {
 	return own == "", err
 }
 
+func (plainImages) Content(ctx context.Context, path, format string, untrusted bool) (int64, error) {
+	content, err := shown(path)
+	return int64(len(content)), err
+}
+
 func (plainImages) Convert(ctx context.Context, source, target string, o ConvertOptions, progress func(done, total int64)) error {
 	content, err := shown(source)
 	if err != nil {

@@ -25,6 +25,9 @@ type Images interface {
 	// Empty says whether an image itself stores nothing at all, no internal snapshot either,
 	// and everything it shows is its backing file's. Nothing may write to it.
 	Empty(ctx context.Context, path string) (bool, error)
+	// Content is how many bytes of what an image shows, with all below it, are stored
+	// somewhere: the rest is known to be zeros. format "" probes; untrusted as in Import.
+	Content(ctx context.Context, path, format string, untrusted bool) (int64, error)
 	// Convert writes the disk that source shows, with all below it, to target, an
 	// empty file. With Backing, what that holds is left out.
 	Convert(ctx context.Context, source, target string, o ConvertOptions, progress func(done, total int64)) error
