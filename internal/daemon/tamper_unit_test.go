@@ -194,6 +194,44 @@ func TestRottenUnit(t *testing.T) {
 	x.says("verify", second(x.stream("POST", "/v1/templates/t/verify", nil, nil)), path, u.ID, "has SHA-256", "--cold")
 }
 
+// TestTamperedBelowUnit: where the template itself was changed no start is left, warm or
+// cold, and the message names that, not the unit.
+func TestTamperedBelowUnit(t *testing.T) {
+	x, d, _ := warmTester(t)
+	u := x.warm()
+	x.clone("t", "new")
+	d.setRefuse(errFake)
+	if _, _, e := x.cloneWarm(api.CloneRequest{Names: []string{"over"}, Warm: api.WarmMust}); e == nil {
+		t.Fatal("started")
+	}
+	d.setRefuse(nil)
+	path := x.home.TemplateDisk(u.Digest)
+	if err := edit(path, true); err != nil {
+		t.Fatal(err)
+	}
+	_, before := d.count()
+	for _, name := range []string{"new", "over"} {
+		for _, warm := range []api.Warm{api.WarmAuto, api.WarmNever, api.WarmMust} {
+			x.says(name, second(x.stream("POST", "/v1/machines/"+name+"/start", api.StartRequest{Warm: warm}, nil)),
+				"template was changed behind the store's back: t:", path, "was changed, or given another mode", "lamina template verify t")
+		}
+	}
+	if _, after := d.count(); after != before {
+		t.Errorf("%d processes were started", after-before)
+	}
+	if err := edit(path, true); err != nil {
+		t.Fatal(err)
+	}
+	x.must(x.stream("POST", "/v1/templates/t/verify", nil, nil))
+	for _, name := range []string{"new", "over"} {
+		var m api.Machine
+		x.must(x.stream("POST", "/v1/machines/"+name+"/start", api.StartRequest{Warm: api.WarmMust}, &m))
+		if m.Warmth == nil || m.Warmth.Unit != u.ID {
+			t.Errorf("%s: %+v", name, m.Warmth)
+		}
+	}
+}
+
 // TestWrittenClone: a machine into whose disk somebody has put something is started cold,
 // from that disk.
 func TestWrittenClone(t *testing.T) {
