@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/guest/agent"
@@ -194,6 +195,8 @@ type fakeGuests struct {
 	hold   chan struct{} // nil, or what renewals and WaitReady wait for
 	fail   error         // of a renewal
 	renews int
+
+	strange atomic.Bool // the script does not know their SSH server
 }
 
 func (g *fakeGuests) set(hold chan struct{}, fail error) {
@@ -249,5 +252,5 @@ func (g fakeGuest) Renew(ctx context.Context, id agent.Identity) (agent.Report, 
 		return agent.Report{}, err
 	}
 	keys, err := id.HostKeys.Public()
-	return agent.Report{Hostname: id.Seed.Hostname, MachineID: id.MachineID, Addresses: []string{"10.0.2.15"}, HostKeys: keys, User: "admin", At: time.Now()}, err
+	return agent.Report{Hostname: id.Seed.Hostname, MachineID: id.MachineID, Addresses: []string{"10.0.2.15"}, HostKeys: keys, User: "admin", At: time.Now(), ServerUnknown: g.all.strange.Load()}, err
 }

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -271,12 +273,34 @@ func (m *machine) renew(ctx context.Context, r *run) (agent.Report, error) {
 	if err != nil && !errors.Is(err, agent.ErrUserData) {
 		return report, err
 	}
+	// Asked for only where it may be another one: a key exchange costs a guest without
+	// hardware virtualization too much to have each do it.
+	if addr := sshAddress(cardForwards(r.runningSpec())); report.ServerUnknown && addr != "" {
+		if err := report.CheckServed(ctx, addr); err != nil {
+			return agent.Report{}, err
+		}
+	}
 	if err := m.knowHost(report); err != nil {
 		return report, err
 	}
 	leave = false
 	m.d.background(func(ctx context.Context) { m.syncRenewed(ctx, g) })
 	return report, err
+}
+
+// sshAddress is where the host reaches the guest's SSH server, "" for nowhere.
+func sshAddress(forwards []vm.Forward) string {
+	for _, f := range forwards {
+		if f.GuestPort != 22 || f.Proto == "udp" || f.HostPort == 0 {
+			continue
+		}
+		host := f.HostAddr
+		if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+			host = "127.0.0.1"
+		}
+		return net.JoinHostPort(host, strconv.Itoa(f.HostPort))
+	}
+	return ""
 }
 
 // syncRenewed has the guest write out who it is: after a power failure it is to be

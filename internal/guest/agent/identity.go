@@ -42,8 +42,12 @@ type Report struct {
 	MachineID string
 	Addresses []string // without loopback and link-local ones
 	HostKeys  []string // of its SSH server, as in known_hosts without the host
-	User      string   // who has the keys and the password; "" if it does not say
-	At        time.Time
+	// ServerUnknown: the guest has not found the SSH server that it would have to tell of
+	// its new keys, so that one which runs may go on with those of the template: see
+	// CheckServed.
+	ServerUnknown bool
+	User          string // who has the keys and the password; "" if it does not say
+	At            time.Time
 }
 
 // Sentinels of [Renew].

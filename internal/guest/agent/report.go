@@ -67,6 +67,7 @@ func (s said) noiseText() string {
 // report is what the guest says, as it is.
 func (s said) report(at time.Time) Report {
 	r := Report{Hostname: printable(s.one("hostname")), MachineID: printable(s.one("machine-id")), At: at}
+	r.ServerUnknown = len(s.values["server"]) > 0 || len(s.values["nossh"]) > 0
 	if user := s.one("user"); names.IsUser(user) {
 		r.User = user
 	}
@@ -143,7 +144,7 @@ func (s said) checkKeys(id Identity, got []string) error {
 // report that was checked.
 func (s said) afterCloudInit(before Report) (Report, error) {
 	r := s.report(time.Now())
-	r.Addresses, r.User = before.Addresses, before.User
+	r.Addresses, r.User, r.ServerUnknown = before.Addresses, before.User, before.ServerUnknown
 	if r.MachineID != before.MachineID {
 		return before, fmt.Errorf("%w: the machine-id is %q after its cloud-init ran, not %q", ErrUserData, clip(r.MachineID), before.MachineID)
 	}

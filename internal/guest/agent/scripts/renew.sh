@@ -128,7 +128,7 @@ named() {
 # Keys are written over old ones, which keeps mode and label. A key of another
 # kind goes; an RSA key takes longer than everything here and follows by itself.
 renew_ssh() {
-    rsa=
+    rsa= stray=
     if [ -d /etc/ssh ]; then
         keys=
         for f in /etc/ssh/ssh_host_*; do
@@ -147,7 +147,7 @@ renew_ssh() {
         echo "$ecdsa_pub" >/etc/ssh/ssh_host_ecdsa_key.pub
         [ -z "$hash" ] || allow_passwords
         relabel="$relabel /etc/ssh"
-        reload_sshd
+        reload_sshd || echo "=server unknown"
     fi
     if [ -d /etc/dropbear ]; then
         rm -f /etc/dropbear/dropbear_*_host_key
@@ -162,7 +162,10 @@ renew_ssh() {
             /etc/init.d/dropbear restart
         elif active dropbear; then
             systemctl restart dropbear
+        else
+            stray=1
         fi </dev/null >/dev/null 2>&1 || problem "its SSH server did not start again"
+        [ -z "$stray" ] || echo "=server unknown"
     fi
 }
 
@@ -175,14 +178,15 @@ allow_passwords() {
     fi
 }
 
-# reload_sshd: a server that systemd starts for each connection reads the keys
-# anyway.
+# reload_sshd: a server that systemd starts for a connection reads the keys
+# anyway. It fails where it finds none.
 reload_sshd() {
     for f in /run/sshd.pid /run/sshd/sshd.pid /sys/fs/cgroup/system.slice/ssh.service/cgroup.procs /sys/fs/cgroup/system.slice/sshd.service/cgroup.procs; do
         [ -s $f ] || [ "${f%procs}" != $f ] || continue
         pid=
         read -r pid <$f && kill -HUP "$pid" && return
     done 2>/dev/null
+    [ -d /sys/fs/cgroup/system.slice/ssh.socket ] || [ -d /sys/fs/cgroup/system.slice/sshd.socket ]
 }
 
 # --- users -------------------------------------------------------------------
