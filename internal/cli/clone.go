@@ -35,7 +35,13 @@ unit that fits (` + "`lamina template warm`" + `), they are at their prompts in 
 Where no template has that name, a machine is cloned: its disk becomes a layer that
 nobody changes any more, and it and its clones go on over that, each on a layer of
 its own. It may be running; its clones then start as after a power failure, with
-what its guest had written to its disk. What is not said of them is as with it.
+what its guest had written to its disk. What is not said of them is as with it,
+labels and forwarded ports too; each has free ports of the host in place of its.
+
+Clones of a machine that has run have its machine-id and SSH host keys on their
+disks. cloud-init gives them other host keys at their first start, and the same
+machine-id stays. Where they are to share neither, make a template of the machine
+(` + "`lamina template create --generalise`" + `), or fork it, which renews both.
 
 A NAME may be a pattern: 'w-{01..10}' makes ten machines, '{web,db}-{1..3}' six.
 Quote it, so that it is one word. Nothing is made if one of the names is taken.`,

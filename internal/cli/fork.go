@@ -29,7 +29,10 @@ moment only.
 The copies become themselves before they are on a network: host name, machine-id,
 SSH host keys, addresses. That needs an agent in the guest: cloud-init images that
 were warmed have one (` + "`lamina template warm`" + `), and qemu-guest-agent will do. Without
-one say --wait prompt: the copies run, with their cables out.
+one say --wait prompt: the copies run, with their cables out, and with the identity
+of their original.
+
+They have its labels, and its forwarded ports at free ports of the host.
 
 Copies that the daemon was killed before it started stay defined, as ` + "`lamina info`" + `
 says: the memory of the instant is gone, and ` + "`lamina start`" + ` boots them from the

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/lamina-vm/lamina/internal/api"
@@ -56,8 +58,13 @@ func (m *machine) clone(ctx context.Context, list []string, req api.CloneMachine
 	if err != nil {
 		return nil, err
 	}
-	if note := ksmNote(c, ksmRun); note != "" {
-		s.send(api.Event{Warning: note})
+	for _, note := range []string{ksmNote(c, ksmRun), ownVNC(m.name, c, rec.Config)} {
+		if note != "" {
+			s.send(api.Event{Warning: note})
+		}
+	}
+	if rec.Last.Started {
+		s.send(api.Event{Machine: m.name, Warning: sharesIdentity(m.name)})
 	}
 	told := func(name string) {
 		s.send(api.Event{Step: "overlay", Machine: name, Text: "machine " + name + " made"})
@@ -219,5 +226,42 @@ func likeMachine(c, original api.MachineConfig) api.MachineConfig {
 		}
 	}
 	c.KSM, c.Balloon = c.KSM || original.KSM, c.Balloon || original.Balloon
+	if original.VNC == vm.VNCUnix || original.VNC == vm.VNCNone { // an address only one can have
+		pick(&c.VNC, original.VNC)
+	}
+	if len(c.Forwards) == 0 {
+		c.Forwards = slices.Clone(original.Forwards)
+		for i := range c.Forwards {
+			c.Forwards[i].HostPort = 0 // one that is free: the original has its own
+		}
+	}
+	c.Labels = likeLabels(c.Labels, original.Labels)
 	return c
+}
+
+// likeLabels adds those of the original, but for what tells that it is of a fleet: its
+// copies are not.
+func likeLabels(labels, original map[string]string) map[string]string {
+	all := maps.Clone(original)
+	maps.DeleteFunc(all, func(name, _ string) bool { return noFleetLabels(map[string]string{name: ""}) != nil })
+	if all == nil {
+		return labels
+	}
+	maps.Copy(all, labels)
+	return all
+}
+
+// sharesIdentity tells a person what the disks of copies have in common with that of their
+// original, which has run.
+func sharesIdentity(name string) string {
+	return fmt.Sprintf("the copies of %s have its machine-id and its SSH host keys on their disks, until their guests make others (cloud-init does so for the host keys alone): "+
+		"`lamina template create --generalise %s` makes a template whose machines share neither, `lamina fork %s` gives running copies their own", name, name, name)
+}
+
+// ownVNC tells a person that copies do not have their original's VNC server.
+func ownVNC(name string, copies, original api.MachineConfig) string {
+	if copies.VNC != "" || original.VNC == "" || original.VNC == vm.VNCUnix || original.VNC == vm.VNCNone {
+		return ""
+	}
+	return fmt.Sprintf("the VNC server of %s is at %s, which only one machine can have: its copies have theirs at a socket (--vnc says otherwise)", name, original.VNC)
 }

@@ -93,9 +93,13 @@ func (m *machine) fork(ctx context.Context, list []string, req api.ForkRequest, 
 	if err := m.d.guard.haveRoomFor("fork "+m.name, r.runningSpec().Memory); err != nil {
 		return vm.FreezeResult{}, nil, err
 	}
-	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User, Info: asImage(rec.Spec)}, likeMachine(api.MachineConfig{}, rec.Config), false)
+	c := likeMachine(api.MachineConfig{}, rec.Config)
+	todo, err := m.d.newMachines(list, api.Template{Name: rec.Template, Digest: rec.Digest, User: rec.User, Info: asImage(rec.Spec)}, c, false)
 	if err != nil {
 		return vm.FreezeResult{}, nil, err
+	}
+	if note := ownVNC(m.name, c, rec.Config); note != "" {
+		s.send(api.Event{Warning: note})
 	}
 	for i := range todo {
 		todo[i].Exit = notForked(m.name, todo[i].Name)
