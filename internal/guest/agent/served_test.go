@@ -89,6 +89,10 @@ func TestServedHostKey(t *testing.T) {
 			t.Errorf("%s: %q, %v", what, key, err)
 		}
 	}
+	mute := serveOnLoopback(t, func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-mute\r\n")) })
+	if key, err := ServedHostKey(t.Context(), mute); key != "" || err == nil || !strings.Contains(err.Error(), mute) {
+		t.Errorf("a server that keeps its key: %q, %v", key, err)
+	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("stopped"))
 	if _, err := ServedHostKey(ctx, closed); err == nil || err.Error() != "stopped" {
