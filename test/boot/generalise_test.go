@@ -52,7 +52,7 @@ func TestGeneraliseByAgent(t *testing.T) {
 	c := dialAgent(t, g)
 	// The end of the boot would make the keys again: the SSH server comes last. The
 	// machine-id is what this guest does not make by itself.
-	said(t, c, "n=0; until pidof dropbear >/dev/null; do n=$((n + 1)); [ $n -lt 200 ] || exit 1; sleep 1; done; echo 0123456789abcdef0123456789abcdef >/etc/machine-id")
+	said(t, c, "n=0; until pidof nc >/dev/null; do n=$((n + 1)); [ $n -lt 200 ] || exit 1; sleep 1; done; echo 0123456789abcdef0123456789abcdef >/etc/machine-id")
 	script, err := generalise.Script(generalise.Options{Token: "agent1", PowerOff: true, Detach: true})
 	if err != nil {
 		t.Fatal(err)

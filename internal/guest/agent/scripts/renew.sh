@@ -155,9 +155,9 @@ renew_ssh() {
         printf "$dropbear_ed25519" >/etc/dropbear/dropbear_ed25519_host_key
         printf "$dropbear_ecdsa" >/etc/dropbear/dropbear_ecdsa_host_key
         umask 022
-        if [ -x /lib/lamina/ssh ]; then
+        if [ -x /lib/lamina/sshd ]; then
+            # Its server reads the keys for each connection.
             [ -z "$hash" ] || : >/var/lib/lamina/ssh-passwords
-            /lib/lamina/ssh </dev/null >/dev/null 2>&1
         elif [ -x /etc/init.d/dropbear ]; then
             /etc/init.d/dropbear restart
         elif active dropbear; then
@@ -256,11 +256,22 @@ may_sudo() {
     umask 022
 }
 
+# own_keys NAME sets f to the file of the keys, which is there and the user's then.
+own_keys() {
+    f=$home/.ssh/authorized_keys
+    [ ! -f "$f" ] || return 0
+    [ -d "$home/.ssh" ] || mkdir -m 700 "$home/.ssh"
+    umask 077
+    : >>"$f"
+    umask 022
+    [ "$uid" = 0 ] || chown -R "$1:" "$home/.ssh"
+    relabel="$relabel $home/.ssh"
+}
+
 # authorize NAME adds the keys that are not there.
 authorize() {
     [ -n "$ssh_keys" ] || return 0
-    f=$home/.ssh/authorized_keys
-    [ -d "$home/.ssh" ] || mkdir -m 700 "$home/.ssh"
+    own_keys "$1"
     umask 077
     old=
     if [ -e "$f" ]; then
@@ -277,8 +288,6 @@ $ssh_keys
 KEYS
     [ "$add" = "$old" ] || printf %s "$add" >"$f"
     umask 022
-    [ "$uid" = 0 ] || chown -R "$1:" "$home/.ssh"
-    relabel="$relabel $home/.ssh"
 }
 
 # renew_user: an account that is there and that nobody asked for gets no more rights than
