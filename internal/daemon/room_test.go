@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lamina-vm/lamina/internal/api"
+	"github.com/lamina-vm/lamina/internal/home"
 	"github.com/lamina-vm/lamina/internal/vm"
 )
 
@@ -243,5 +244,44 @@ func TestMountOf(t *testing.T) {
 		if got := mountOf(path); got != want {
 			t.Errorf("mount of %s: %q", path, got)
 		}
+	}
+}
+
+// TestGeneraliseWithoutSpace: the boot of a machine's copy ends when space runs out, and
+// leaves nothing but the machine.
+func TestGeneraliseWithoutSpace(t *testing.T) {
+	disk := newDisk(100 << 30)
+	d := newWarmDriver()
+	inspect := func(context.Context, string, string) (api.ImageInfo, error) {
+		return api.ImageInfo{OS: "debian", CloudInit: true}, nil
+	}
+	x := serve(t, Options{Driver: d, Guests: &fakeGuests{}, Images: warmImages{}, Statfs: disk.statfs, Inspect: inspect})
+	x.must(x.stream("POST", "/v1/templates", api.ImportRequest{Source: x.image, Name: "t"}, nil))
+	x.must(x.stream("POST", "/v1/clones", api.CloneRequest{Template: "t", Names: []string{"off"}}, nil))
+	x.setSpace(api.SpaceLimits{MinFree: 1 << 30})
+	done := make(chan *api.Error, 1)
+	go func() {
+		done <- second(x.stream("POST", "/v1/template-from", api.TemplateFromRequest{Machine: "off", Name: "new", Generalise: true}, nil))
+	}()
+	x.until("the copy runs", func() bool { running, _ := d.count(); return running == 1 })
+	disk.free.Store(0)
+	x.d.guard.wake()
+	select {
+	case e := <-done:
+		x.says("generalise", e, "a template of off: there is too little space", "1 GiB are kept free")
+		if e != nil && e.Code != api.CodeNoSpace {
+			t.Errorf("code %s", e.Code)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it goes on")
+	}
+	if running, _ := d.count(); running != 0 {
+		t.Errorf("%d machines run", running)
+	}
+	if _, err := os.Lstat(filepath.Join(x.machine("off").Dir, home.ScratchDir)); !os.IsNotExist(err) {
+		t.Errorf("left: %v", err)
+	}
+	if list, err := x.d.store.Templates(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("%d templates, %v", len(list), err)
 	}
 }
