@@ -69,6 +69,32 @@ func TestSVG(t *testing.T) {
 	}
 }
 
+// TestClip: a name stays in its box however wide its letters are, and names that
+// differ at the end still do.
+func TestClip(t *testing.T) {
+	for _, name := range []string{strings.Repeat("W", 32), strings.Repeat("機", 40) + "1", strings.Repeat("i", 500), "machine-with-a-rather-long-name-number-17"} {
+		got := clip(name, nameWidth)
+		width := 0
+		for _, r := range got {
+			width += runeWidth(r)
+		}
+		if width > nameWidth || width < nameWidth-24 || !strings.Contains(got, "…") {
+			t.Errorf("%q is %d pixels wide, of %d", got, width, nameWidth)
+		}
+		if end := name[len(name)-1:]; !strings.HasSuffix(got, end) {
+			t.Errorf("%q does not end in %q", got, end)
+		}
+	}
+	for _, name := range []string{"", "web-001", "debian:12, web"} {
+		if got := clip(name, nameWidth); got != name {
+			t.Errorf("%q became %q", name, got)
+		}
+	}
+	if got := clip("web-001", 0); got != "…" {
+		t.Errorf("of no room: %q", got)
+	}
+}
+
 // TestBroken: what no store makes is drawn too, each node once.
 func TestBroken(t *testing.T) {
 	nodes := []api.LineageNode{{ID: "a", Parent: "b"}, {ID: "b", Parent: "a"}, {ID: "c", Parent: "gone"}, {ID: "d", Parent: "d"}, {ID: "a"}}

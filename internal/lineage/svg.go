@@ -6,7 +6,6 @@ import (
 	"html"
 	"io"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/lamina-vm/lamina/internal/api"
 	"github.com/lamina-vm/lamina/internal/progress"
@@ -20,9 +19,9 @@ const (
 	indent    = 28
 	boxWidth  = 260
 	charWidth = 7
+	nameWidth = boxWidth - 20
 	margin    = 16
 	maxRows   = 2000
-	maxName   = 32 // characters
 )
 
 // colors by what a node is.
@@ -89,7 +88,7 @@ func box(put func(string, ...any), n api.LineageNode, x, y int) {
 	}
 	put("<g><title>%s</title>", plain(tip(n)))
 	put("<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"%d\" fill=\"#ffffff\" stroke=\"%s\" stroke-width=\"2\"/>", x, y, boxWidth, boxHeight, corner, color)
-	put("<text x=\"%d\" y=\"%d\">%s</text>", x+10, y+14, plain(clip(Name(n), maxName)))
+	put("<text x=\"%d\" y=\"%d\">%s</text>", x+10, y+14, plain(clip(Name(n), nameWidth)))
 	put("<text x=\"%d\" y=\"%d\" fill=\"#555555\">%s</text></g>\n", x+boxWidth+10, y+14, plain(What(n)+", "+progress.Bytes(n.DiskSize)))
 }
 
@@ -118,11 +117,47 @@ func summary(nodes []api.LineageNode) string {
 	return fmt.Sprintf("%d layers, %d machines, %s", len(nodes)-machines, machines, progress.Bytes(disk))
 }
 
+// clip takes characters out of the middle of what is wider than most pixels: the
+// names of a fleet differ at their ends, web-001 and web-002.
 func clip(s string, most int) string {
-	if utf8.RuneCountInString(s) <= most {
+	all := []rune(s)
+	sum := 0
+	for _, r := range all {
+		sum += runeWidth(r)
+	}
+	if sum <= most {
 		return s
 	}
-	return string([]rune(s)[:most-1]) + "…"
+	head, tail := 0, len(all)
+	for left := most - runeWidth('…'); head < tail; {
+		next := all[tail-1]
+		if head <= len(all)-tail {
+			next = all[head]
+		}
+		if left -= runeWidth(next); left < 0 {
+			break
+		}
+		if head <= len(all)-tail {
+			head++
+		} else {
+			tail--
+		}
+	}
+	return string(all[:head]) + "…" + string(all[tail:])
+}
+
+// runeWidth is about how many pixels a character takes in the drawing. Which
+// sans-serif font there will be is not known: it is that of a wide one, DejaVu Sans.
+func runeWidth(r rune) int {
+	switch {
+	case strings.ContainsRune("mwMW@%…", r) || r >= 0x1100:
+		return 12
+	case r >= 'A' && r <= 'Z' || r >= 0x80:
+		return 10
+	case strings.ContainsRune("ijl.,:;'|!", r):
+		return 5
+	}
+	return 8
 }
 
 // plain makes text safe inside an element; XML does not have the last two
