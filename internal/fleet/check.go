@@ -286,7 +286,7 @@ func (c *checker) together(f api.Fleet) {
 		g := &f.Groups[i]
 		c.group = i
 		if other, ok := groups[g.Name]; ok {
-			c.add("name", "group %d has the name %s too: give each its own", other+1, g.Name)
+			c.add("name", "groups[%d] has the name %s too: give each its own", other, g.Name)
 			continue
 		}
 		groups[g.Name] = i

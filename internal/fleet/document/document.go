@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -135,7 +136,7 @@ func (r *reader) parse(text []byte) (root *yaml.Node, err error) {
 	case errors.Is(err, io.EOF):
 		return nil, &Error{File: r.file, Text: "it is empty: begin with `name: ` and `groups:`, see `lamina fleet apply --help`"}
 	case err != nil:
-		return nil, &Error{File: r.file, Text: "it is not YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}
+		return nil, r.notYAML(err)
 	}
 	if len(doc.Content) == 0 {
 		return nil, &Error{File: r.file, Text: "it is empty"}
@@ -144,6 +145,22 @@ func (r *reader) parse(text []byte) (root *yaml.Node, err error) {
 		return nil, &Error{File: r.file, Line: more.Line, Text: "a second document begins: one file is one fleet"}
 	}
 	return doc.Content[0], nil
+}
+
+// notYAML is what the parser found. It tells the line in its text, where a reader
+// and an editor that jumps to errors do not look for it.
+func (r *reader) notYAML(err error) error {
+	e := &Error{File: r.file, Text: strings.TrimPrefix(err.Error(), "yaml: ")}
+	if rest, ok := strings.CutPrefix(e.Text, "line "); ok {
+		number, text, _ := strings.Cut(rest, ": ")
+		if line, err := strconv.Atoi(number); err == nil && line > 0 {
+			e.Line, e.Text = line, text
+		}
+	}
+	if e.Text = "it is not YAML: " + e.Text; strings.Contains(e.Text, "tab character") {
+		e.Text += "; indent with spaces"
+	}
+	return e
 }
 
 // failed is what was found, the first of it.

@@ -97,7 +97,7 @@ func (r *reader) list(each entry) entry {
 			return
 		}
 		if n.Kind != yaml.SequenceNode {
-			r.fail(n, name, "%s is not a list", describe(n))
+			r.fail(n, name, "%s is not a list: begin each of its values with \"- \"", describe(n))
 			return
 		}
 		for i, v := range n.Content {
