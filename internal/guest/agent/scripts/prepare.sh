@@ -84,7 +84,10 @@ warm() {
 # account makes the file for the keys of the user that most machines will have, which
 # lets nobody in while it is empty: each would start two programs for it.
 account() {
-    find_user "$(default_user)" && [ -d "$home" ] && [ "$home" != / ] && own_keys "$n"
+    find_user "$(default_user)" && [ -d "$home" ] && [ "$home" != / ] || return 0
+    own_keys "$n"
+    # The machines find the file there, and leave its label as it is.
+    [ -z "$relabel" ] || relabel_now $relabel
 }
 
 prepare() {
