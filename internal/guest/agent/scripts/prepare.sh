@@ -84,10 +84,15 @@ warm() {
 # account makes the file for the keys of the user that most machines will have, which
 # lets nobody in while it is empty: each would start two programs for it.
 account() {
+    . $state/facts
     find_user "$(default_user)" && [ -d "$home" ] && [ "$home" != / ] || return 0
     own_keys "$n"
     # The machines find the file there, and leave its label as it is.
     [ -z "$relabel" ] || relabel_now $relabel
+    case $n in
+    *[!a-zA-Z0-9_-]*) ;;
+    *) echo "fact_keys=$n" >>$state/facts ;;
+    esac
 }
 
 prepare() {

@@ -257,9 +257,10 @@ may_sudo() {
 }
 
 # own_keys NAME sets f to the file of the keys, which is there and the user's then.
+# For one user that was done once for all machines.
 own_keys() {
     f=$home/.ssh/authorized_keys
-    [ ! -f "$f" ] || return 0
+    [ "$1" != "$fact_keys" ] || [ ! -f "$f" ] || return 0
     [ -d "$home/.ssh" ] || mkdir -m 700 "$home/.ssh"
     umask 077
     : >>"$f"
