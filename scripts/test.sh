@@ -8,7 +8,7 @@ boots='/lamina/(test/(boot|e2e|fleet|virtinstall)$|internal/guestimage|internal/
 
 # go test begins packages in the order in which they are named: the longest
 # first, so that none of them is alone at the end.
-longest='/lamina/(internal/tool/qemuimg|format/qcow2|test/crash|internal/vm/libvirt|internal/tool/virtinstall|test/boot|test/e2e|internal/vm/qemu)$'
+longest='/lamina/(internal/tool/qemuimg|format/qcow2|test/crash|internal/vm/libvirt|internal/tool/virtinstall|cmd/laminad|test/boot|test/e2e|internal/vm/qemu)$'
 longest_first() { sort | awk -v long="$longest" '$0 ~ long { print; next } { rest = rest $0 "\n" } END { printf "%s", rest }'; }
 
 boot_packages() { go list ./... | grep -E "$boots" | longest_first; }

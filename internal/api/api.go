@@ -155,6 +155,8 @@ type ImportRequest struct {
 	User   string `json:"user,omitempty"`   // default user recorded for its clones
 	// Compress the stored image: "", "none" (read fastest), "zlib", "zstd".
 	Compress string `json:"compress,omitempty"`
+	// Checksum, as PullRequest.Checksum, of an image that is no template.
+	Checksum string `json:"checksum,omitempty"`
 }
 
 // Template is an image that machines are made of.

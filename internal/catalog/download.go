@@ -98,7 +98,8 @@ func (t *transfer) run(ctx context.Context) error {
 			return errors.Join(t.sync(), context.Cause(ctx))
 		}
 		var status *statusError
-		if errors.As(err, &status) && !status.transient() || errors.Is(err, errWebPage) || isLocal(err) {
+		var sent *redirectError
+		if errors.As(err, &status) && !status.transient() || errors.As(err, &sent) || errors.Is(err, errWebPage) || isLocal(err) {
 			return err
 		}
 		if t.size > before {

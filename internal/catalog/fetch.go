@@ -236,6 +236,11 @@ var defaultClient = func() *http.Client {
 	}
 }
 
+// redirectError is a server that sends where we do not go, which no other attempt mends.
+type redirectError struct{ what string }
+
+func (e *redirectError) Error() string { return "the server " + e.what }
+
 // client refuses to be sent from https to http where nothing would notice a
 // change on the way: unless checked is true.
 func (f *Fetcher) client(checked bool) *http.Client {
@@ -247,13 +252,13 @@ func (f *Fetcher) client(checked bool) *http.Client {
 	before := c.CheckRedirect
 	own.CheckRedirect = func(req *http.Request, via []*http.Request) error {
 		if !checked && via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme == "http" {
-			return fmt.Errorf("the server sends from https to %s, which anybody on the way could change: give a checksum", req.URL.Redacted())
+			return &redirectError{"sends from https to " + req.URL.Redacted() + ", which anybody on the way could change: give a checksum"}
 		}
 		if before != nil {
 			return before(req, via)
 		}
 		if len(via) >= 10 {
-			return errors.New("more than 10 redirects")
+			return &redirectError{"sends from one address to the next, the 11th being " + req.URL.Redacted() + ": ask whoever runs it for the address of the file itself"}
 		}
 		return nil
 	}

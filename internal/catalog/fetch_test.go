@@ -521,6 +521,25 @@ func TestDowngrade(t *testing.T) {
 	fetch(t, f, u, Options{Checksum: "sha256:" + sha256Hex(p.image)}, p.image)
 }
 
+// TestCircle: a server that sends in a circle is asked once, and named as the cause.
+func TestCircle(t *testing.T) {
+	asked := 0
+	var s *httptest.Server
+	s = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		http.Redirect(w, r, s.URL+"/other/"+imageName, http.StatusFound)
+	}))
+	defer s.Close()
+	f := &Fetcher{Dir: t.TempDir(), Client: s.Client()}
+	_, err := f.Fetch(t.Context(), s.URL+"/"+imageName, Options{}, nil)
+	if err == nil || !strings.Contains(err.Error(), "from one address to the next") || strings.Contains(err.Error(), "proxy") {
+		t.Errorf("%v", err)
+	}
+	if asked > 12 {
+		t.Errorf("%d requests", asked)
+	}
+}
+
 func TestLocalFiles(t *testing.T) {
 	image := random(5, 100_000)
 	path := filepath.Join(t.TempDir(), "a b.img")

@@ -260,6 +260,10 @@ func (f *Fetcher) matches(ctx context.Context, src source, want sum, sums map[st
 
 // wrapDownload says what to do where the network gives no reason of its own.
 func wrapDownload(err error) error {
+	var sent *redirectError
+	if errors.As(err, &sent) {
+		return fmt.Errorf("image: %w", err)
+	}
 	var u *url.Error
 	if errors.As(err, &u) && !u.Timeout() && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("image: %w: is the network up, and a proxy set if one is needed (HTTPS_PROXY)?", err)

@@ -58,7 +58,7 @@ in place of running it: what scp and others need to know is in it.`,
 			case before == 0:
 				return errors.New("ssh: the name of a machine is missing")
 			case before > 1:
-				return fmt.Errorf("ssh: one name, and -- before the command: lamina ssh %s -- %s", args[0], strings.Join(args[1:], " "))
+				return fmt.Errorf("ssh: one name, and -- before the command: lamina ssh %s -- %s", args[0], pasted(args[1:]))
 			}
 			return nil
 		},
@@ -184,6 +184,18 @@ func shellLine(argv []string) string {
 // quote makes one word of an option's value, whose % signs ssh would expand.
 func quote(s string) string {
 	return `"` + strings.ReplaceAll(s, "%", "%%") + `"`
+}
+
+// pasted are words as a shell has to be given them.
+func pasted(words []string) string {
+	out := make([]string, len(words))
+	for i, w := range words {
+		out[i] = w
+		if w == "" || strings.ContainsAny(w, " \t\n'\"\\$`|&;<>()*?[]{}!#~") {
+			out[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 // awaitSSH waits until the guest's SSH server greets. QEMU's user network

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -19,5 +20,17 @@ func TestNamedUser(t *testing.T) {
 		if got := namedUser(strings.NewReader(c.said)); got != c.want {
 			t.Errorf("%.60q: %q, want %q", c.said, got, c.want)
 		}
+	}
+}
+
+// TestPasted: what is suggested does the same when it is pasted into a shell.
+func TestPasted(t *testing.T) {
+	words := []string{"uname", "-a", "a; b | c", "it's", "", "$HOME"}
+	out, err := exec.CommandContext(t.Context(), "sh", "-c", "printf '<%s>' "+pasted(words)).Output()
+	if want := "<" + strings.Join(words, "><") + ">"; err != nil || string(out) != want {
+		t.Errorf("%s, want %s: %v", out, want, err)
+	}
+	if got := pasted([]string{"uname", "-a"}); got != "uname -a" {
+		t.Errorf("%q", got)
 	}
 }

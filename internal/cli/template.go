@@ -39,7 +39,7 @@ func newTemplateImport(a *app) *cobra.Command {
 		Long: `Make a template of an image: a file, a name of the catalog, a URL, or another
 template, of which a whole image is made, compressed as is said here. An image that
 names other files (a backing file, an external data file) is refused.`,
-		Example:           "  lamina template import debian.qcow2 --name web-template\n  lamina template import disk.raw --format raw --name old --user admin\n  lamina template import web-template --name web-small --compress zstd",
+		Example:           "  lamina template import debian.qcow2 --name web-template\n  lamina template import disk.raw --format raw --name old --user admin\n  lamina template import https://example.com/disk.qcow2 --checksum sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n  lamina template import web-template --name web-small --compress zstd",
 		Args:              words("IMAGE"),
 		ValidArgsFunction: completeTemplates(a, true, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -56,6 +56,7 @@ names other files (a backing file, an external data file) is refused.`,
 	fs.StringVar(&req.Name, "name", "", "`NAME` of the template (default the image's)")
 	choice(cmd, &req.Format, "format", "`FORMAT` of the image; raw is not found out by itself where that is unsafe", formats)
 	fs.StringVar(&req.User, "user", "", "`USER` to log in as on its machines")
+	fs.StringVar(&req.Checksum, "checksum", "", "`sha256:HEX` or sha512:HEX that the image must have")
 	choice(cmd, &req.Compress, "compress", "`METHOD` of the stored image; none is read fastest, zstd takes least", importMethods)
 	jsonFlag(cmd, &asJSON)
 	quietFlag(cmd, a)

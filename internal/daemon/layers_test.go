@@ -532,6 +532,8 @@ func TestRepack(t *testing.T) {
 		{api.ImportRequest{Source: "over", Compress: "gzip"}, "none, zlib or zstd"},
 		{api.ImportRequest{Source: "over", Name: "no good"}, "is not allowed"},
 		{api.ImportRequest{Source: "over", Format: "raw"}, "whose format is known"},
+		{api.ImportRequest{Source: "over", Checksum: "sha256:00"}, "whose digest is known"},
+		{api.ImportRequest{Source: x.rawImage(), Format: "raw", Checksum: "bad"}, "checksum does not match"},
 	} {
 		if e := second(x.stream("POST", "/v1/templates", c.req, nil)); e == nil || !strings.Contains(e.Message, c.want) {
 			t.Errorf("%+v: %v", c.req, e)

@@ -208,6 +208,9 @@ func (d *Daemon) repack(ctx context.Context, req api.ImportRequest, s *events) (
 	if req.Format != "" {
 		return api.Template{}, api.Errorf(api.CodeInvalid, "import: %s is a template, whose format is known: leave it out", req.Source)
 	}
+	if req.Checksum != "" {
+		return api.Template{}, api.Errorf(api.CodeInvalid, "import: %s is a template, whose digest is known (`lamina template verify %s` reads it): leave the checksum out", req.Source, req.Source)
+	}
 	from, err := d.store.Template(ctx, req.Source)
 	if err != nil {
 		return api.Template{}, err
@@ -236,7 +239,7 @@ func (d *Daemon) importImage(ctx context.Context, req api.ImportRequest, s *even
 	}
 	d.fetching.RLock()
 	defer d.fetching.RUnlock()
-	res, err := d.opts.Fetcher.Fetch(ctx, req.Source, catalog.Options{}, s.progress)
+	res, err := d.opts.Fetcher.Fetch(ctx, req.Source, catalog.Options{Checksum: req.Checksum}, s.progress)
 	if err != nil {
 		return api.Template{}, err
 	}

@@ -72,6 +72,9 @@ func (s *Store) DiskSizes(ctx context.Context, m Machine) (own, whole int64, err
 	if m, err = s.ownDisk(ctx, m.ID); err != nil {
 		return 0, 0, err
 	}
+	if err := s.IntactDisk(ctx, m); err != nil { // rather than what reading it says
+		return 0, 0, err
+	}
 	n, err := s.images.Content(ctx, s.Disk(m), "qcow2", false)
 	return allocated(s.Disk(m)), stored(n), err
 }
