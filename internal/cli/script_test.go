@@ -2,6 +2,7 @@ package cli
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -57,7 +58,14 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			env.Defer(func() { _ = os.RemoveAll(dir) })
+			env.Defer(func() {
+				// The daemon of the script would wait for its idle time.
+				program := filepath.Join(strings.Split(env.Getenv("PATH"), string(filepath.ListSeparator))[0], "lamina")
+				stop := exec.Command(program, "daemon", "stop")
+				stop.Env = append(os.Environ(), "LAMINA_HOME="+dir)
+				_ = stop.Run() // there may be none
+				_ = os.RemoveAll(dir)
+			})
 			env.Setenv("LAMINA_HOME", dir)
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "user"))
 			env.Setenv("NO_COLOR", "1")
